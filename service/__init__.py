@@ -1,0 +1,1 @@
+"""Approvals by email, on durable promises."""

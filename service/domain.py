@@ -1,0 +1,152 @@
+"""Ballots, decisions and outcomes as values, and the tally.
+
+Nothing here does I/O. Times are aware UTC datetimes, addresses are canonical.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from service.requests import Approver, Ask
+
+type Choice = Literal["approve", "decline"]
+type Channel = Literal["link", "reply", "api"]
+type Status = Literal["pending", "approved", "declined", "expired", "withdrawn", "undeliverable"]
+type BallotStatus = Literal["asked", "decided", "moot", "undeliverable"]
+
+#: What a vote makes of the approval.
+VERDICTS: dict[Choice, Status] = {"approve": "approved", "decline": "declined"}
+
+
+class Vote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="vote", tag_field="end"):
+    """A person's decision. `cast_id` tells a voter's own vote from an equal one."""
+
+    choice: Choice
+    by: str
+    at: datetime
+    channel: Channel
+    cast_id: str
+    comment: str = ""
+    evidence: dict[str, str] = {}
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="closed", tag_field="end"):
+    """An end without a decision of this ballot's approver."""
+
+    reason: Literal["expired", "withdrawn", "undeliverable", "moot"]
+    at: datetime
+    detail: str = ""
+
+
+#: What an arbiter or a ballot's own promise is resolved with, always.
+type End = Vote | Closed
+
+
+class BallotRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A ballot as it is found by its key.
+
+    `promise` ends when this approver can't be reached or is no longer needed.
+    `arbiter` is where votes go: the same promise for a single approver, one that
+    all share where the first answer counts, so that two answers never both win.
+    """
+
+    approval_id: str
+    position: int
+    promise: str
+    arbiter: str
+
+
+class Ballot(msgspec.Struct, frozen=True, kw_only=True):
+    """One approver's part of an approval, as it stands; `end` is None while it can be decided."""
+
+    key: bytes
+    ask: Ask
+    record: BallotRecord
+    end: End | None
+
+    @property
+    def approver(self) -> Approver:
+        """The person who is asked."""
+        return self.ask.approvers[self.record.position]
+
+
+class ApproverReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One approver of an approval as callers see it."""
+
+    email: str
+    status: BallotStatus
+    name: str | None = None
+    choice: Choice | None = None
+    channel: Channel | None = None
+    at: datetime | None = None
+    comment: str | None = None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An approval as callers see it: the API's answer and the workflow's result."""
+
+    id: str
+    status: Status
+    subject: str
+    created_at: datetime
+    due_at: datetime
+    approvers: list[ApproverReport]
+    closed_at: datetime | None = None
+
+
+def ballot_key(approval_id: str, email: str) -> bytes:
+    """Return the 16 bytes that name one approver's ballot: the same on every retry."""
+    return hashlib.blake2b(
+        f"{approval_id}\0{email}".encode(), digest_size=16, person=b"approvals ballot"
+    ).digest()
+
+
+def tally(ask: Ask, arbiter: End | None, ends: Sequence[End | None]) -> Report:
+    """Tell how an approval stands; `ends` are the approvers' own promises, in their order.
+
+    ==================================  ==============  ===================
+    arbiter                             status          the other approvers
+    ==================================  ==============  ===================
+    a vote                              its verdict     moot
+    closed                              its reason      moot
+    open                                pending         asked
+    ==================================  ==============  ===================
+
+    An approver who could not be reached stays `undeliverable` in every row.
+    """
+    status: Status = "pending"
+    if isinstance(arbiter, Vote):
+        status = VERDICTS[arbiter.choice]
+    elif arbiter is not None and arbiter.reason != "moot":  # an arbiter never is
+        status = arbiter.reason
+    approvers = [
+        _approver_report(approver, arbiter, end) for approver, end in zip(ask.approvers, ends, strict=True)
+    ]
+    return Report(
+        id=ask.approval_id,
+        status=status,
+        subject=ask.subject,
+        created_at=ask.created_at,
+        due_at=ask.due_at,
+        closed_at=None if arbiter is None else arbiter.at,
+        approvers=approvers,
+    )
+
+
+def _approver_report(approver: Approver, arbiter: End | None, end: End | None) -> ApproverReport:
+    if isinstance(arbiter, Vote) and arbiter.by == approver.email:
+        return ApproverReport(
+            email=approver.email,
+            name=approver.name,
+            status="decided",
+            choice=arbiter.choice,
+            channel=arbiter.channel,
+            at=arbiter.at,
+            comment=arbiter.comment or None,
+        )
+    unreachable = isinstance(end, Closed) and end.reason == "undeliverable"
+    status: BallotStatus = "undeliverable" if unreachable else "asked" if arbiter is None else "moot"
+    return ApproverReport(email=approver.email, name=approver.name, status=status)
