@@ -1,0 +1,129 @@
+"""Where durable promises live: one call opens any engine the SDK can talk to.
+
+    engine = open_engine("sqlite:///approvals.db", group="approvals")
+    await engine.start()
+    r = Resonate(network=engine.network, sources=engine.sources, group=engine.group, pid=engine.pid,
+                 heartbeat=engine.heartbeat, ttl=engine.ttl, env={}, autostart=False)
+    r.start()
+    ...
+    await r.stop()      # leaves in flight are still answered: their results are kept
+    await engine.close()
+
+====================  =========================================================
+URL                   engine
+====================  =========================================================
+``memory:``           the SDK's own in-memory connection, for tests and trials
+``sqlite:///a.db``    the embedded engine on a file relative to the directory
+``sqlite:////x/a.db`` the embedded engine on an absolute path
+``http(s)://host``    a Resonate server, or another process's role ``engine``
+====================  =========================================================
+
+What ``memory:`` lacks: it keeps nothing, never expires an untargeted promise
+in time (its tick is a second), runs a leaf longer than its lease twice, has no
+``promise.search``, and each operation costs as much as there are promises.
+"""
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+from resonate.connections import HttpConnection, LocalConnection, SSEConnection
+from resonate.heartbeat import Heartbeat, NoopHeartbeat
+from resonate_base import Network, Source
+
+from service.errors import SettingsError
+
+__all__ = ["Engine", "open_engine"]
+
+#: The setting that names the engine; errors about its URL name it.
+SETTING = "APPROVALS_ENGINE"
+
+
+async def _nothing() -> None:
+    """Open or close nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine, ready to be given to ``Resonate``.
+
+    `heartbeat` and `ttl` are passed on as they are: ``None`` is the SDK's own
+    default. `start` opens what must be open before the first request and
+    raises SettingsError if that can't be; `close` is the last thing to call.
+    Between ``Resonate.stop()`` and `close` requests are still answered.
+    """
+
+    url: str
+    group: str
+    pid: str
+    network: Network
+    sources: Sequence[Source]
+    heartbeat: Heartbeat | None = None
+    ttl: timedelta | None = None
+    open_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
+    close_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
+
+    async def start(self) -> None:
+        """Open the engine; SettingsError says in one line why that can't be."""
+        await self.open_()
+
+    async def close(self) -> None:
+        """Close the engine; from here on every request is refused."""
+        await self.close_()
+
+
+class _Lingering:
+    """A network that answers until it is closed, not until the SDK stops it.
+
+    ``Resonate.stop()`` stops its connections while leaves are in flight; a
+    network that obeyed would refuse their results, and they would run again.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    async def start(self) -> None:
+        await self._network.start()
+
+    async def stop(self) -> None:
+        """Keep answering; `close` is what ends this network."""
+
+    async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
+        return await self._network.send(req, headers)
+
+    async def close(self) -> None:
+        await self._network.stop()
+
+
+def open_engine(
+    url: str, *, group: str = "approvals", pid: str | None = None, token: str | None = None
+) -> Engine:
+    """Return the engine that ``url`` names; nothing is opened before `Engine.start`.
+
+    `pid` names this process to the engine (default: a fresh one), `group` the
+    work it takes. `token` is the bearer token of an ``http(s)://`` engine.
+    Raises SettingsError if no engine has such a URL.
+    """
+    pid = pid or uuid.uuid4().hex
+    match urlsplit(url).scheme:
+        case "memory":
+            local = LocalConnection(pid=pid, group=group)
+            return Engine(
+                url=url, group=group, pid=pid, network=local, sources=(local,), heartbeat=NoopHeartbeat()
+            )
+        case "http" | "https":
+            network = _Lingering(HttpConnection(url=url, auth=token))
+            source = SSEConnection(url=url, pid=pid, group=group, auth=token)
+            return Engine(
+                url=url, group=group, pid=pid, network=network, sources=(source,), close_=network.close
+            )
+        case "postgresql" | "postgres":
+            raise SettingsError(
+                SETTING, "postgresql:// is not served yet; use sqlite:/// or a server's http://"
+            )
+        case _:
+            raise SettingsError(
+                SETTING, f"{url!r} names no engine; use sqlite:///file.db, http(s)://host:port or memory:"
+            )
