@@ -22,6 +22,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, EmailPolicy
@@ -57,24 +58,24 @@ _EXCERPT: Final = 120
 
 #: Ids must stay whole: a folded In-Reply-To becomes an encoded word and the thread is lost.
 _WIDE: Final = SMTP.clone(max_line_length=998)
-#: What people wrote may need encoded words, which RFC 2047 bounds to lines of 76.
-_NARROW: Final = SMTP.clone(max_line_length=76)
-_HUMAN_HEADERS: Final = {"from", "to", "subject"}
 _NTH: Final = re.compile(r"[A-Za-z0-9-]{1,24}")
 _INCLUDE: Final = re.compile(r'\{% include "([^"]+)" %\}\n?')
 _STATEMENT: Final = re.compile(r"\{%.*?%\}")
 
 
 class _LetterPolicy(EmailPolicy):
-    """Folds what people wrote narrowly and our own ids never."""
+    """Never folds ASCII; encodes what is not in words of at most 75 characters, as RFC 2047 bounds them.
+
+    The library's own folder makes one word of any length when lines are wide, and
+    when they are narrow it drops the quotes of a long display name.
+    """
 
     def fold(self, name: str, value: str) -> str:
-        folded: str = _folding(name).fold(name, value)
+        folded: str = _WIDE.fold(name, value) if value.isascii() else _encoded(name, value)
         return folded
 
     def fold_binary(self, name: str, value: str) -> bytes:
-        folded: bytes = _folding(name).fold_binary(name, value)
-        return folded
+        return self.fold(name, value).encode("ascii")
 
 
 _POLICY: Final = _LetterPolicy(linesep="\r\n", max_line_length=998)
@@ -241,10 +242,11 @@ class Letters:
         encoded = b""
         for of_message, of_fact in ROOM:
             message = _cut(facts["message_text"], of_message)
+            shown = [(label, _cut(text, of_fact)) for label, text in facts["facts"]]
             page = {
                 "message_html": Markup(wording.message_html(message)),  # noqa: S704 -- sanitised there
-                "cut": message != facts["message_text"] or of_fact < ROOM[0][1],
-                "facts": [(label, _cut(text, of_fact)) for label, text in facts["facts"]],
+                "facts": shown,
+                "cut": message != facts["message_text"] or shown != facts["facts"],
             }
             encoded = _quoted_printable(self._templates[kind].html.render({**facts, **page}))
             if len(encoded) <= MAX_HTML_BYTES:
@@ -259,8 +261,13 @@ class Letters:
         return f"<{head}.{_token(nth.encode(), 5)}@{self._domain}>"
 
 
-def _folding(name: str) -> "EmailPolicy[EmailMessage]":
-    return _NARROW if name.lower() in _HUMAN_HEADERS else _WIDE
+def _encoded(name: str, value: str) -> str:
+    """Return a header of non-ASCII text: a subject, or one address with its display name."""
+    addresses: tuple[Address, ...] = getattr(value, "addresses", ())
+    text = addresses[0].display_name if addresses else value
+    words = Header(text, "utf-8", header_name=name).encode(linesep="\r\n")
+    after = f"\r\n <{addresses[0].addr_spec}>" if addresses else ""
+    return f"{name}: {words}{after}\r\n"
 
 
 def _one_address(text: str) -> Address:

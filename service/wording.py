@@ -86,6 +86,15 @@ def asks(requester: Person | None) -> str:
     return f"{one_line(requester.display)} asks for your approval" if requester else "Your approval is needed"
 
 
+def asked(requester: Person | None) -> str:
+    """Return the line above the heading once there is nothing to decide any more."""
+    return (
+        f"{one_line(requester.display)} asked for your approval"
+        if requester
+        else "Your approval was asked for"
+    )
+
+
 def because(requester: Person | None) -> str:
     """Return why this person is written to."""
     named = f"{requester.email} named you" if requester else "you were named"

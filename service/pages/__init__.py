@@ -12,7 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from service import wording
-from service.domain import Choice, Closed, End, Vote
+from service.domain import Choice, End, Vote
 from service.requests import Approver, Ask
 
 #: The buttons, in their order; the first is the primary one.
@@ -74,6 +74,7 @@ class Pages:
         requester = wording.one_line(ask.requester.display) if ask.requester else ""
         return self._decide.render(
             **_facts(ask, approver, [("Decide by", due)]),
+            asks=wording.asks(ask.requester),
             csp_nonce=csp_nonce,
             form_nonce=form_nonce,
             labels=LABELS,
@@ -98,12 +99,13 @@ class Pages:
             # Others' comments are between them and the requester.
             comment = end.comment if end.by == approver.email else ""
         else:
-            state = _state(end)
+            state = _STATES[end.reason]
         sentences = [wording.outcome(ask, end, approver)]
         if just_decided and isinstance(end, Vote):
             sentences = [wording.recorded(end), "You can close this page."]
         return self._closed.render(
             **_facts(ask, approver, times),
+            asks=wording.asked(ask.requester),
             csp_nonce=csp_nonce,
             state=state,
             sentences=sentences,
@@ -120,14 +122,9 @@ def _facts(ask: Ask, approver: Approver, times: list[tuple[str, str]]) -> dict[s
     return {
         "ask": ask,
         "approver": approver,
-        "asks": wording.asks(ask.requester),
         "message": Markup(wording.message_html(ask.message)),  # noqa: S704 -- sanitised there
         "times": times,
     }
-
-
-def _state(end: Closed) -> str:
-    return _STATES[end.reason]
 
 
 def _source(name: str) -> str:
