@@ -27,18 +27,22 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from resonate.connections import HttpConnection, LocalConnection, SSEConnection
 from resonate.heartbeat import Heartbeat, NoopHeartbeat
 from resonate_base import Network, Source
 
+from service.engine import retention as _retention
+from service.engine.backup import backup
+from service.engine.clock import Clock, now_ms
+from service.engine.connection import Connection
+from service.engine.database import SETTING
+from service.engine.embedded import EmbeddedEngine
 from service.errors import SettingsError
 
-__all__ = ["Engine", "open_engine"]
-
-#: The setting that names the engine; errors about its URL name it.
-SETTING = "APPROVALS_ENGINE"
+__all__ = ["Connection", "EmbeddedEngine", "Engine", "backup", "open_engine", "sqlite_path"]
 
 
 async def _nothing() -> None:
@@ -62,6 +66,8 @@ class Engine:
     sources: Sequence[Source]
     heartbeat: Heartbeat | None = None
     ttl: timedelta | None = None
+    #: The embedded engine behind it, for its HTTP surface and its backup; None elsewhere.
+    embedded: EmbeddedEngine | None = None
     open_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
     close_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
 
@@ -97,14 +103,36 @@ class _Lingering:
         await self._network.stop()
 
 
+def sqlite_path(url: str) -> Path:
+    """Return the file that a ``sqlite://`` URL names, by SQLAlchemy's slashes.
+
+    Three lead to a relative path, four to an absolute one. Raises SettingsError.
+    """
+    path = unquote(url.removeprefix("sqlite://"))
+    if not url.startswith("sqlite:///") or path in {"/", "//", "/:memory:"} or path.endswith("/"):
+        raise SettingsError(
+            SETTING, f"{url!r} names no file; use sqlite:///file.db or sqlite:////path/file.db"
+        )
+    return Path(path[1:])
+
+
 def open_engine(
-    url: str, *, group: str = "approvals", pid: str | None = None, token: str | None = None
+    url: str,
+    *,
+    group: str = "approvals",
+    pid: str | None = None,
+    token: str | None = None,
+    retention: timedelta = timedelta(milliseconds=_retention.KEPT_MS),
+    clock: Clock = now_ms,
+    debug: bool = False,
 ) -> Engine:
     """Return the engine that ``url`` names; nothing is opened before `Engine.start`.
 
     `pid` names this process to the engine (default: a fresh one), `group` the
-    work it takes. `token` is the bearer token of an ``http(s)://`` engine.
-    Raises SettingsError if no engine has such a URL.
+    work it takes. `token` is the bearer token of an ``http(s)://`` engine. The
+    embedded engine keeps what has ended for `retention`, reads `clock` (ms),
+    and answers ``debug.*`` verbs only with `debug`. Raises SettingsError if no
+    engine has such a URL.
     """
     pid = pid or uuid.uuid4().hex
     match urlsplit(url).scheme:
@@ -112,6 +140,21 @@ def open_engine(
             local = LocalConnection(pid=pid, group=group)
             return Engine(
                 url=url, group=group, pid=pid, network=local, sources=(local,), heartbeat=NoopHeartbeat()
+            )
+        case "sqlite":
+            keep_ms = int(retention.total_seconds() * 1000)
+            embedded = EmbeddedEngine(sqlite_path(url), clock=clock, retention_ms=keep_ms, debug_verbs=debug)
+            connection = Connection(embedded, group, pid)
+            return Engine(
+                url=url,
+                group=group,
+                pid=pid,
+                network=connection,
+                sources=(connection,),
+                heartbeat=NoopHeartbeat(),
+                embedded=embedded,
+                open_=embedded.start,
+                close_=embedded.close,
             )
         case "http" | "https":
             network = _Lingering(HttpConnection(url=url, auth=token))

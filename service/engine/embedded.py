@@ -1,0 +1,222 @@
+"""The embedded engine: a database, its writer, and everyone attached to it in this process.
+
+Calls come in on the event loop, are done in the writer's thread, and are
+answered on the loop after their commit; so are the messages that follow.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from resonate_base import ConnectorError
+
+from service.engine import retention, rules
+from service.engine.backup import backup
+from service.engine.clock import Clock, now_ms
+from service.engine.database import Database, Job, StorageFault, explain
+from service.engine.delivery import Deliver, Listener, Switchboard
+from service.engine.search import KINDS, search
+from service.engine.transaction import Message, Transaction
+from service.engine.wire import (
+    Call,
+    Malformed,
+    Reply,
+    encode_reply,
+    promise_out,
+    read_call,
+    unblock_message,
+)
+from service.engine.writer import Writer
+
+__all__ = ["EmbeddedEngine"]
+
+#: Tasks offered to a listener when it attaches; more come with their retry.
+ATTACH_BATCH: Final = 10_000
+
+
+def _not_kept() -> None:
+    """Note nothing: the task itself remembers that it is to be offered again."""
+
+
+class EmbeddedEngine:
+    """Durable promises on a SQLite file, for any number of connections in this process.
+
+    `start` and everything else belong to one event loop. From `close` on each
+    request is refused with ConnectorError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock = now_ms,
+        retention_ms: int = retention.KEPT_MS,
+        debug_verbs: bool = False,
+    ) -> None:
+        self.path = path
+        self.debug_verbs = debug_verbs
+        self._database = Database(path, clock=clock, retention_ms=retention_ms, debug_verbs=debug_verbs)
+        self._writer = Writer(self._database, self._committed)
+        self._switchboard = Switchboard()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="engine-reader")
+        self._reading: sqlite3.Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._owed: list[Call] = []
+        self._closed = False
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the file; SettingsError says in one line why that can't be. Ready when it returns."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._writer.start)
+
+    async def close(self) -> None:
+        """Answer what was asked, then close the file. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self._writer.close)
+        await asyncio.to_thread(self._reader.shutdown)
+        if self._reading is not None:
+            self._reading.close()
+        # The last outcomes were posted to the loop before the thread ended.
+        await asyncio.sleep(0)
+
+    # -- requests -------------------------------------------------------------------------------------
+
+    async def send(self, request: str | bytes, *, endless: bool) -> bytes:
+        """Answer one request of the protocol.
+
+        `endless` leases, for callers in this process, end with it rather than
+        after their ttl. Raises ConnectorError if the file failed or the engine
+        is closed: then nothing was changed.
+        """
+        try:
+            call = read_call(request)
+        except Malformed as exc:
+            return encode_reply("error", "", Reply(400, str(exc)))
+        if call.kind in KINDS:
+            return await self._search(call)
+        outcome = await self._do(partial(self._database.answer, call, endless=endless))
+        if isinstance(outcome, StorageFault):
+            if endless and call.kind == "task.release":
+                # Nobody but this process can end the lease, and the SDK asks just once.
+                self._owed.append(call)
+            raise ConnectorError(outcome)
+        if self._owed:
+            self._pay_owed()
+        answer: bytes = outcome
+        return answer
+
+    async def _do(self, work: Callable[[Transaction], Any]) -> Any:
+        """Do something in a transaction; return what it returned, or a StorageFault."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        if self._closed or not self._writer.submit(Job(work, partial(_set, future))):
+            return StorageFault("the engine is closed")
+        return await future
+
+    def _pay_owed(self) -> None:
+        """Release the tasks whose release failed with the disk, now that it writes again."""
+        owed, self._owed = self._owed, []
+        for call in owed:
+            self._writer.submit(Job(partial(self._database.answer, call, endless=True), _ignore))
+
+    async def _search(self, call: Call) -> bytes:
+        if self._closed:
+            raise ConnectorError(StorageFault("the engine is closed"))
+        debugging = self.debug_verbs and call.debug_time is not None
+        now = call.debug_time if debugging and call.debug_time is not None else self._database.clock()
+        loop = asyncio.get_running_loop()
+        try:
+            reply = await loop.run_in_executor(self._reader, self._read, call, now)
+        except sqlite3.Error as exc:
+            raise ConnectorError(StorageFault(explain(exc))) from exc
+        return encode_reply(call.kind, call.corr_id, reply)
+
+    def _read(self, call: Call, now: int) -> Reply:
+        if self._reading is None:
+            uri = f"{self.path.resolve().as_uri()}?mode=ro"
+            self._reading = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        return search(self._reading, call, now)
+
+    # -- messages -------------------------------------------------------------------------------------
+
+    async def attach(self, group: str, pid: str, deliver: Deliver) -> Listener:
+        """Have messages for the group and pid delivered, first of all those that wait for it."""
+        listener = Listener(group, pid, deliver)
+        self._switchboard.attach(listener)
+        addresses = msgspec.json.encode(listener.addresses()).decode()
+        waiting = await self._do(partial(self._waiting, addresses))
+        for message in () if isinstance(waiting, StorageFault) else waiting:
+            self._deliver(message)
+        return listener
+
+    def detach(self, listener: Listener) -> None:
+        """Deliver nothing more to a listener; again is the same."""
+        self._switchboard.detach(listener)
+
+    def nudge(self) -> None:
+        """Look at the clock again: a test has moved it."""
+        self._writer.nudge()
+
+    async def backup(self, target: Path) -> None:
+        """Copy the file as it is now to ``target``, while everything goes on.
+
+        Raises OSError or sqlite3.Error; what was at ``target`` is then still there.
+        """
+        await asyncio.to_thread(backup, self.path, target)
+
+    def _waiting(self, addresses: str, tx: Transaction) -> list[Message]:
+        """Return what a new listener has missed, offering each pending task once more."""
+        for promise, task in tx.rows.tasks_waiting(addresses, ATTACH_BATCH):
+            if task is None or rules.project(promise, tx.now).state != "pending":
+                continue
+            delayed = task.offers == 0 and task.due is not None and task.due > tx.now
+            if not delayed:
+                tx.rows.update_task(promise.row, tx.offer(promise, task))
+        return [
+            Message(address, unblock_message(promise_out(promise)), promise.row, kept=True)
+            for promise, address in tx.rows.unblocks_waiting(addresses, ATTACH_BATCH)
+        ]
+
+    def _committed(self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message]) -> None:
+        """Hand a commit's outcomes to the loop; in the writer's thread."""
+        loop = self._loop
+        if loop is not None:
+            # A loop that was closed under us has nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._announce, outcomes, messages)
+
+    def _announce(self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message]) -> None:
+        for job, outcome in outcomes:
+            job.done(outcome)
+        for message in messages:
+            self._deliver(message)
+
+    def _deliver(self, message: Message) -> None:
+        listener = self._switchboard.find(message.address)
+        if listener is not None:
+            listener.deliver(message.text, partial(self._forget, message) if message.kept else _not_kept)
+
+    def _forget(self, message: Message) -> None:
+        def drop(tx: Transaction) -> None:
+            tx.rows.drop_post(message.promise, "unblock", message.address)
+
+        self._writer.later(Job(drop, _ignore))
+
+
+def _ignore(_: Any) -> None:
+    """Take note of no outcome."""
+
+
+def _set(future: asyncio.Future[Any], outcome: Any) -> None:
+    if not future.done():
+        future.set_result(outcome)

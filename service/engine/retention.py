@@ -1,0 +1,72 @@
+# ruff: noqa: S608 - statements are put together from this module's constants; values are always bound
+"""What is forgotten, and when: settled roots with all they made, a while after the last of it ended.
+
+Walks the promises in slices, so that reclaiming never holds up a request for
+long and needs no index of its own. What is pending is never touched, nor is
+anything whose tree holds something pending or a message not yet handed over.
+A promise that nothing fires for (an internal one, such as a ballot's record)
+counts as ended at its deadline.
+"""
+
+from typing import Final
+
+from service.engine.transaction import Transaction
+
+__all__ = ["KEPT_MS", "Reaper"]
+
+#: How long a settled root is kept by default: thirty days.
+KEPT_MS: Final = 30 * 24 * 3600 * 1000
+
+#: Promises looked at in one step.
+SLICE: Final = 500
+
+#: When a promise ended or will have ended, in ms; a null is far from over.
+_ENDED: Final = "CASE WHEN state = 'pending' THEN timeout_at ELSE settled_at END"
+
+_ROOTS: Final = (
+    f"SELECT row, parent IS NULL AND {_ENDED} <= ?2 FROM promises WHERE row > ?1 ORDER BY row LIMIT {SLICE}"
+)
+_TREE: Final = (
+    "WITH RECURSIVE tree(row) AS (VALUES (?1)"
+    " UNION SELECT p.row FROM promises p JOIN tree ON p.parent = tree.row)"
+)
+_ALIVE: Final = (
+    f"{_TREE} SELECT EXISTS (SELECT 1 FROM tree JOIN promises p USING (row) WHERE {_ENDED} > ?2)"
+    " OR EXISTS (SELECT 1 FROM tree JOIN outbox o ON o.promise = tree.row)"
+)
+#: In this order: the promises say which other rows go.
+_FORGET: Final = (
+    f"{_TREE} DELETE FROM callbacks WHERE awaited IN (SELECT row FROM tree)",
+    f"{_TREE} DELETE FROM listeners WHERE awaited IN (SELECT row FROM tree)",
+    f"{_TREE} DELETE FROM tasks WHERE row IN (SELECT row FROM tree)",
+)
+_TAGGED: Final = (
+    f"{_TREE} SELECT e.key, e.value, p.id FROM tree JOIN promises p USING (row), json_each(p.tags) e"
+    " WHERE e.key NOT LIKE 'resonate:%'"
+)
+_FORGET_PROMISES: Final = f"{_TREE} DELETE FROM promises WHERE row IN (SELECT row FROM tree)"
+
+
+class Reaper:
+    """Reclaims what ended longer than ``kept_ms`` ago, a slice at a time."""
+
+    def __init__(self, kept_ms: int) -> None:
+        self._kept_ms = kept_ms
+        self._after = 0
+
+    def step(self, tx: Transaction) -> int:
+        """Look at the next slice; return how many roots were forgotten."""
+        before = tx.now - self._kept_ms
+        run = tx.rows.execute
+        slice_ = run(_ROOTS, (self._after, before)).fetchall()
+        self._after = slice_[-1][0] if len(slice_) == SLICE else 0
+        forgotten = 0
+        for row, ended in slice_:
+            if not ended or run(_ALIVE, (row, before)).fetchone()[0]:
+                continue
+            for name, value, id_ in run(_TAGGED, (row,)).fetchall():
+                run("DELETE FROM tags WHERE name = ? AND value = ? AND promise_id = ?", (name, value, id_))
+            for statement in (*_FORGET, _FORGET_PROMISES):
+                run(statement, (row,))
+            forgotten += 1
+        return forgotten
