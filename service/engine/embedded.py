@@ -155,13 +155,20 @@ class EmbeddedEngine:
         self._switchboard.attach(listener)
         addresses = msgspec.json.encode(listener.addresses()).decode()
         waiting = await self._do(partial(self._waiting, addresses))
-        for message in () if isinstance(waiting, StorageFault) else waiting:
-            self._deliver(message)
+        self._deliver_all(waiting)
         return listener
 
-    def detach(self, listener: Listener) -> None:
-        """Deliver nothing more to a listener; again is the same."""
+    def detach(self, listener: Listener, *, lost: bool = False) -> None:
+        """Deliver nothing more to a listener; again is the same.
+
+        `lost` says that what was sent to it may not have arrived: the group's
+        pending tasks are then offered to whoever is left of it. A double offer
+        is harmless, a lost one would wait for its retry.
+        """
         self._switchboard.detach(listener)
+        if lost and self._switchboard.find(f"poll://any@{listener.group}") is not None:
+            addresses = msgspec.json.encode(listener.addresses()).decode()
+            self._writer.submit(Job(partial(self._waiting, addresses), self._deliver_all))
 
     def nudge(self) -> None:
         """Look at the clock again: a test has moved it."""
@@ -199,6 +206,10 @@ class EmbeddedEngine:
         for job, outcome in outcomes:
             job.done(outcome)
         for message in messages:
+            self._deliver(message)
+
+    def _deliver_all(self, messages: Sequence[Message] | StorageFault) -> None:
+        for message in () if isinstance(messages, StorageFault) else messages:
             self._deliver(message)
 
     def _deliver(self, message: Message) -> None:
