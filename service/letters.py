@@ -21,7 +21,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -193,7 +193,7 @@ class Letters:
         message["To"] = _address(ballot.approver.name, ballot.approver.email)
         message["Reply-To"] = Address(addr_spec=caps.reply_to)
         message["Subject"] = _header_text(self._templates[kind].subject.render(facts))
-        message["Date"] = format_datetime(at)
+        message["Date"] = format_datetime(at.astimezone(UTC))
         message["Message-ID"] = message_id
         if answer:
             asked = self._message_id(ballot.key, "request", "")
@@ -249,7 +249,7 @@ class Letters:
                 "cut": message != facts["message_text"] or shown != facts["facts"],
             }
             encoded = _quoted_printable(self._templates[kind].html.render({**facts, **page}))
-            if len(encoded) <= MAX_HTML_BYTES:
+            if len(encoded) + encoded.count(b"\n") <= MAX_HTML_BYTES:  # lines will end in CRLF
                 break
         return encoded
 
@@ -265,7 +265,7 @@ def _encoded(name: str, value: str) -> str:
     """Return a header of non-ASCII text: a subject, or one address with its display name."""
     addresses: tuple[Address, ...] = getattr(value, "addresses", ())
     text = addresses[0].display_name if addresses else value
-    words = Header(text, "utf-8", header_name=name).encode(linesep="\r\n")
+    words = Header(text, "utf-8", maxlinelen=76, header_name=name).encode(linesep="\r\n")
     after = f"\r\n <{addresses[0].addr_spec}>" if addresses else ""
     return f"{name}: {words}{after}\r\n"
 
