@@ -1,0 +1,136 @@
+"""The words of each language, as data: ``languages/<BCP 47 tag>.toml``.
+
+Every list is folded once, so that comparing is exact: width and case, accents,
+typographic apostrophes and invisible characters make no difference.
+"""
+
+import re
+import unicodedata
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+import msgspec
+
+from service.domain import Choice
+
+#: Combining marks that people leave out: Latin, Greek and Cyrillic accents, Hebrew
+#: points, Arabic harakat. Not those of Thai or kana, which are letters.
+_MARKS: Final = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u0655\u0670]")
+_INVISIBLE: Final = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
+)
+_SKIN_TONES: Final = re.compile("[\U0001f3fb-\U0001f3ff]")
+_SPELLED: Final = str.maketrans({"\u2019": "'", "\u02bc": "'", "\u0131": "i", "\u0640": ""})
+
+
+class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One language's lists, as its file has them.
+
+    `approve` and `decline` count in every letter, `..._here` only where the letter was
+    in this language, and `doubtful` does not count there: those words are somebody
+    else's yes or no. The rest is for finding what is new in a reply.
+    """
+
+    name: str
+    approve: list[str] = []
+    decline: list[str] = []
+    approve_here: list[str] = []
+    decline_here: list[str] = []
+    doubtful: list[str] = []
+    courtesies: list[str] = []
+    greetings: list[str] = []
+    negations: list[str] = []
+    conditions: list[str] = []
+    wrote: list[str] = []
+    label_from: list[str] = []
+    label_sent: list[str] = []
+    label_to: list[str] = []
+    label_subject: list[str] = []
+    forwarded: list[str] = []
+    signatures: list[str] = []
+    out_of_office: list[str] = []
+
+
+class Lexicon:
+    """All languages together, folded."""
+
+    def __init__(self, languages: dict[str, Language]) -> None:
+        self.languages = languages
+        self._everywhere: dict[str, tuple[Choice, tuple[str, ...]]] = {}
+        self._here: dict[str, dict[str, Choice]] = {tag: {} for tag in languages}
+        for tag, words in languages.items():
+            sides: tuple[tuple[Choice, list[str], list[str]], ...] = (
+                ("approve", words.approve, words.approve_here),
+                ("decline", words.decline, words.decline_here),
+            )
+            for choice, everywhere, here in sides:
+                for phrase in map(fold, everywhere):
+                    _, tags = self._everywhere.get(phrase, (choice, ()))
+                    self._everywhere[phrase] = (choice, (*tags, tag) if tag not in tags else tags)
+                for phrase in map(fold, here):
+                    self._here[tag][phrase] = choice
+        self._doubtful = {tag: frozenset(map(fold, words.doubtful)) for tag, words in languages.items()}
+        self.courtesies = self._union("courtesies")
+        self.greetings = self._union("greetings")
+        self.negations = self._union("negations")
+        self.conditions = self._union("conditions")
+        self.wrote = self._union("wrote")
+        self.forwarded = self._union("forwarded")
+        self.signatures = tuple(sorted(self._union("signatures")))
+        self.out_of_office = tuple(sorted(self._union("out_of_office")))
+        self.labels: dict[str, frozenset[str]] = {}
+        for kind in ("from", "sent", "to", "subject"):
+            for label in self._union(f"label_{kind}"):
+                self.labels[label] = self.labels.get(label, frozenset()) | {kind}
+
+    def verdict(self, phrase: str, language: str) -> tuple[Choice, tuple[str, ...]] | None:
+        """Return what a folded phrase says in answer to a letter in `language`, and in which languages."""
+        here = self._here.get(language, {}).get(phrase)
+        if here is not None:
+            return here, (language,)
+        if phrase in self._doubtful.get(language, frozenset()):
+            return None
+        return self._everywhere.get(phrase)
+
+    def phrases(self, choice: Choice) -> frozenset[str]:
+        """Return every folded phrase of one side, of all languages."""
+        everywhere = {phrase for phrase, (side, _) in self._everywhere.items() if side == choice}
+        here = {phrase for table in self._here.values() for phrase, side in table.items() if side == choice}
+        return frozenset(everywhere | here)
+
+    def _union(self, name: str) -> frozenset[str]:
+        return frozenset(fold(word) for words in self.languages.values() for word in getattr(words, name))
+
+
+@cache
+def lexicon() -> Lexicon:
+    """Return the words of all languages; read from the package once."""
+    folder = files(__package__).joinpath("languages")
+    return Lexicon(
+        {
+            entry.name.removesuffix(".toml"): msgspec.toml.decode(entry.read_bytes(), type=Language)
+            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+            if entry.name.endswith(".toml")
+        }
+    )
+
+
+def fold(text: str) -> str:
+    """Return `text` in the form in which phrases are compared.
+
+    Takes quadratic time on long runs of combining marks: callers pass lines of
+    bounded length.
+    """
+    if text.isascii():
+        return " ".join(text.lower().split())
+    text = visible(unicodedata.normalize("NFKC", text))
+    text = unicodedata.normalize("NFKD", text.translate(_SPELLED).casefold())
+    text = _SKIN_TONES.sub("", _MARKS.sub("", text)).translate(_SPELLED)
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def visible(text: str) -> str:
+    """Return `text` without characters that show nothing: bidi controls, zero widths, variation selectors."""
+    return text if text.isascii() else _INVISIBLE.sub("", text)

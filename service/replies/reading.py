@@ -1,0 +1,179 @@
+"""`read_reply`: a mail's bytes into what it means."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from service.domain import Choice
+from service.replies.lexicon import visible
+from service.replies.markup import CUT, STRUCK, lines_of
+from service.replies.mime import Exceeded, Part, parse
+from service.replies.newtext import NewText, new_text
+from service.replies.sender import message_id_of, sender_of
+from service.replies.signals import ignored
+from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
+from service.replies.verdict import Judgement, conditional, judge
+
+#: Characters of a comment, and of what a letter that asks back repeats.
+MAX_COMMENT: Final = 4_000
+MAX_READ: Final = 200
+_READ_LINES: Final = 3
+
+_NEWLINE: Final = re.compile(r"\r\n|\r|\n")
+_REACTION: Final = "text/vnd.google.email-reaction+json"
+
+
+def read_reply(raw: bytes, sent: Sent, *, envelope_from: str | None = None) -> Reading:
+    """Return what the mail `raw`, an answer to the letter `sent`, means. Pure; never raises; linear time.
+
+    `envelope_from` is the SMTP MAIL FROM where it is known; ``""`` and ``"<>"`` are the
+    null sender.
+
+    `Ignored` for every mail that `signals` lists: it is neither acted on nor answered.
+    `Unverified` where the sender or the message breaks a rule: nothing is decided, and
+    the known approver is asked to confirm. Else `Reply`, with a verdict only where the
+    first new line is one from end to end.
+    """
+    try:
+        mail = parse(raw)
+    except Exceeded as exc:
+        return Unverified(doubt=exc.doubt, detail=exc.detail)
+    message_id = message_id_of(mail.headers)
+    if silence := ignored(mail, sent, envelope_from):
+        text = _out_of_office_text(mail, sent) if silence.reason is Reason.OUT_OF_OFFICE else ""
+        return replace(silence, text=text, message_id=message_id)
+    try:
+        sender = sender_of(mail.headers)
+    except Exceeded as exc:
+        return Unverified(doubt=exc.doubt, detail=exc.detail, message_id=message_id)
+    judgement, comment, read = _read(mail, sent)
+    return Reply(
+        sender=sender,
+        verdict=judgement.verdict,
+        why=judgement.why,
+        comment=comment,
+        read=read,
+        message_id=message_id,
+        languages=judgement.languages,
+    )
+
+
+def _read(mail: Part, sent: Sent) -> tuple[Judgement, str, str]:
+    plain, marked_up = _bodies(mail)
+    new = new_text(plain, sent)
+    from_markup = new_text(marked_up, sent)
+    judgement = _judged(new, sent)
+    if not new.lines and from_markup.lines:
+        new, judgement = from_markup, _judged(from_markup, sent)
+    elif judgement.verdict and marked_up:
+        other = _judged(from_markup, sent)
+        if other.why is Why.STRUCK or other.verdict not in {None, judgement.verdict}:
+            judgement = Judgement(None, Why.STRUCK if other.why is Why.STRUCK else Why.PARTS_DIFFER)
+    if any(part.content_type == _REACTION for part in mail.walk()):
+        judgement = Judgement(None, Why.REACTION)
+    lines = [_clean(line) for line in new.lines]
+    filled = [line for line in lines if line]
+    read = _capped("\n".join(filled[:_READ_LINES]), MAX_READ)
+    comment = _capped("\n".join(lines[1:]).strip(), MAX_COMMENT) if judgement.verdict else ""
+    return judgement, comment, read
+
+
+def _judged(new: NewText, sent: Sent) -> Judgement:
+    """Return what the first line says, unless what follows takes it back."""
+    if not new.lines:
+        return Judgement(None, Why.BELOW if new.below else Why.EMPTY)
+    if any(STRUCK in line for line in new.lines):
+        return Judgement(None, Why.STRUCK)
+    said = judge(new.lines[0], sent.language)
+    back = _taken_back(said.verdict, new.lines[1:], sent) if said.verdict else None
+    return Judgement(None, back) if back else said
+
+
+def _taken_back(verdict: Choice, rest: Sequence[str], sent: Sent) -> Why | None:
+    """Return why the lines below a verdict leave it none: "?", "if ...", the other verdict."""
+    filled = [line for line in rest if line]
+    if not filled:
+        return None
+    if not filled[0].strip("?\u061f\uff1f "):
+        return Why.QUESTION
+    if conditional(filled[0]):
+        return Why.CONDITION
+    return (
+        Why.BOTH
+        if any(judge(line, sent.language).verdict not in {None, verdict} for line in filled)
+        else None
+    )
+
+
+def _bodies(mail: Part) -> tuple[list[str], list[str]]:
+    """Return the lines of the plain text and of the HTML, each of all parts that are not files."""
+    plain: list[str] = []
+    marked_up: list[str] = []
+    for part in _own_parts(mail):
+        if part.content_type == "text/html":
+            marked_up += lines_of(part.text())
+        elif part.content_type == "text/plain":
+            plain += _lines(part)
+    return plain, marked_up
+
+
+def _own_parts(part: Part) -> list[Part]:
+    if part.content_type.startswith("multipart/"):
+        return [own for child in part.children for own in _own_parts(child)]
+    # A message that is attached is somebody else's words.
+    return [] if part.attached or not part.content_type.startswith("text/") else [part]
+
+
+def _lines(part: Part) -> list[str]:
+    text = part.text().replace("\0", "")
+    lines = _NEWLINE.split(text)
+    if part.parameters.get("format", "").lower() != "flowed":
+        return lines
+    return _unflowed(lines, delsp=part.parameters.get("delsp", "").lower() == "yes")
+
+
+def _unflowed(lines: list[str], *, delsp: bool) -> list[str]:
+    """Return the lines that RFC 3676 `lines` flow into, quote marks kept."""
+    whole: list[str] = []
+    flowing: list[str] = []
+    flowing_depth = -1
+    for line in lines:
+        content = line.lstrip(">")
+        depth = len(line) - len(content)
+        content = content.removeprefix(" ")
+        signature = content == "-- "
+        if flowing and (depth != flowing_depth or signature):
+            whole.append("".join(flowing))
+            flowing = []
+        if not flowing:
+            flowing, flowing_depth = [">" * depth], depth
+        if content.endswith(" ") and not signature:
+            flowing.append(content[:-1] if delsp else content)
+        else:
+            whole.append("".join([*flowing, content]))
+            flowing = []
+    if flowing:
+        whole.append("".join(flowing))
+    return whole
+
+
+def _out_of_office_text(mail: Part, sent: Sent) -> str:
+    plain, marked_up = _bodies(mail)
+    new = new_text(plain, sent).lines or new_text(marked_up, sent).lines
+    return _capped("\n".join(map(_clean, new)).strip(), MAX_COMMENT)
+
+
+def _clean(line: str) -> str:
+    """Return `line` without control, private or unpaired characters, nor any that reorder or hide text."""
+    line = visible(line.replace(STRUCK, "").replace(CUT, ""))
+    return "".join(
+        " " if category == "Cc" else c
+        for c in line
+        if (category := unicodedata.category(c)) not in {"Cs", "Co", "Zl", "Zp"}
+    ).strip()
+
+
+def _capped(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "\u2026"

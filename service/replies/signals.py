@@ -1,0 +1,231 @@
+"""Mail that no person wrote, and what it tells all the same."""
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from email.errors import HeaderParseError
+from email.header import decode_header
+from typing import Final
+
+from service.replies.lexicon import fold, lexicon
+from service.replies.mime import Headers, Part, decoded
+from service.replies.sender import likely_sender
+from service.replies.values import Bounce, Ignored, Reason, Sent
+from service.requests import canonical_address
+
+#: Characters of a subject that are decoded and looked at.
+MAX_SUBJECT: Final = 1_000
+_MAX_DIAGNOSTIC: Final = 500
+
+_CHALLENGES: Final = (
+    "x-boxbe-challenge",
+    "x-bluebottle-request",
+    "x-challenge-response",
+    "x-spamarrest-challenge",
+    "x-tmda-confirm",
+    "x-qurb-challenge",
+    "x-asksender",
+    "x-choicemail-registration-request",
+)
+_CHALLENGE_SUBJECT: Final = re.compile(
+    r"(?:re: )?(?:please confirm your (?:message|e-?mail)|confirm your e-?mail to |sender verification|"
+    r"verification required|action required: verify your (?:e-?mail|message)|"
+    r"your (?:message|e-?mail) (?:is|was) (?:being )?held)"
+)
+_AUTO: Final = ("x-autoreply", "x-autorespond", "x-autoresponder", "x-auto-reply", "x-vacation")
+_VACATION: Final = ("x-vacation", "x-autoreply-from", "x-sieve-vacation")
+_LISTS: Final = ("list-id", "list-post", "mailing-list", "x-mailing-list")
+_ACTIONS: Final = {"failed", "delayed", "delivered", "relayed", "expanded"}
+_STATUS: Final = re.compile(r"\s*([245]\.\d{1,3}\.\d{1,3})\b")
+_SYSTEM: Final = {"mailer-daemon", "postmaster", "mail-daemon", "mailerdaemon"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the rules look at."""
+
+    mail: Part
+    sent: Sent
+    envelope_from: str | None
+    sender: str | None
+    subject: str
+
+    def header(self, *names: str) -> str:
+        """Return the first of `names` that the mail has, or an empty string."""
+        return next((name for name in names if self.mail.headers.all(name)), "")
+
+    @property
+    def report_type(self) -> str | None:
+        """The type of a multipart/report, perhaps empty; None for other mail."""
+        return self.mail.parameters.get("report-type", "").lower() if self._is_report else None
+
+    @property
+    def _is_report(self) -> bool:
+        return self.mail.content_type == "multipart/report"
+
+    @property
+    def auto_submitted(self) -> str:
+        """The first Auto-Submitted keyword other than ``no``, or an empty string."""
+        words = map(_keyword, self.mail.headers.all("auto-submitted"))
+        return next((word for word in words if word != "no"), "")
+
+    @property
+    def precedence(self) -> str:
+        """The first Precedence, in lower case."""
+        return _keyword(self.mail.headers.first("precedence"))
+
+
+def ignored(mail: Part, sent: Sent, envelope_from: str | None) -> Ignored | None:
+    """Return why `mail` is neither acted on nor answered, or None where a person may have written it.
+
+    The first of these that holds:
+
+    1. READ_RECEIPT: multipart/report of a disposition notification;
+    2. REPORT: any other multipart/report but a delivery status, such as a complaint;
+    3. BOUNCE: multipart/report, message/delivery-status, X-Failed-Recipients, a sender
+       called mailer-daemon or postmaster;
+    4. OUT_OF_OFFICE: a subject that begins as absent people's mail programs do
+       (unless our letter's own subject does), vacation headers;
+    5. CHALLENGE: "confirm that you are a person", by header or subject;
+    6. AUTO_REPLY: Auto-Submitted other than ``no``, X-Autoreply and its kin, Precedence auto_reply;
+    7. MAILING_LIST: List-Id, List-Post, Mailing-List, Precedence list;
+    8. BULK: Precedence bulk or junk;
+    9. CALENDAR: text/calendar with a method: a meeting's "Declined" is no decision;
+    10. OWN_ADDRESS: from our own From or reply address;
+    11. NULL_SENDER: an empty MAIL FROM, which a person's mail never has.
+
+    X-Auto-Response-Suppress proves nothing: people's own mail carries it too.
+    """
+    facts = _Facts(mail, sent, envelope_from, likely_sender(mail.headers), subject_of(mail.headers))
+    for reason, holds in _RULES:
+        if (detail := holds(facts)) is not None:
+            bounce = _bounce(facts) if reason is Reason.BOUNCE else None
+            return Ignored(reason=reason, detail=detail, bounce=bounce, sender=facts.sender)
+    return None
+
+
+def _read_receipt(facts: _Facts) -> str | None:
+    return "report-type" if facts.report_type == "disposition-notification" else None
+
+
+def _report(facts: _Facts) -> str | None:
+    return facts.report_type if facts.report_type not in {None, "", "delivery-status"} else None
+
+
+def _bounced(facts: _Facts) -> str | None:
+    if facts.report_type is not None or _delivery_status(facts.mail):
+        return "report"
+    if name := facts.header("x-failed-recipients"):
+        return name
+    return facts.sender if (facts.sender or "").partition("@")[0] in _SYSTEM else None
+
+
+def _out_of_office(facts: _Facts) -> str | None:
+    words = lexicon()
+    found = next((phrase for phrase in words.out_of_office if facts.subject.startswith(phrase)), "")
+    if found and not fold(facts.sent.subject[:MAX_SUBJECT]).startswith(found):
+        return found
+    vacation = facts.header(*_VACATION) or "vacation" in facts.mail.headers.first("auto-submitted").lower()
+    return "vacation" if vacation and facts.auto_submitted else None
+
+
+def _challenge(facts: _Facts) -> str | None:
+    if name := facts.header(*_CHALLENGES):
+        return name
+    ours = _CHALLENGE_SUBJECT.match(fold(facts.sent.subject[:MAX_SUBJECT]))
+    return "subject" if _CHALLENGE_SUBJECT.match(facts.subject) and not ours else None
+
+
+def _auto_reply(facts: _Facts) -> str | None:
+    if facts.auto_submitted:
+        return f"auto-submitted: {facts.auto_submitted}"
+    if (name := facts.header(*_AUTO)) and _keyword(facts.mail.headers.first(name)) not in {"no", "false"}:
+        return name
+    return "precedence" if facts.precedence in {"auto_reply", "auto-reply"} else None
+
+
+def _mailing_list(facts: _Facts) -> str | None:
+    return facts.header(*_LISTS) or ("precedence" if facts.precedence == "list" else None)
+
+
+def _bulk(facts: _Facts) -> str | None:
+    return "precedence" if facts.precedence in {"bulk", "junk"} else None
+
+
+def _calendar(facts: _Facts) -> str | None:
+    parts = (part for part in facts.mail.walk() if part.content_type == "text/calendar")
+    return next((part.parameters["method"] for part in parts if "method" in part.parameters), None)
+
+
+def _own_address(facts: _Facts) -> str | None:
+    ours = {*facts.sent.own_addresses, facts.sent.reply_address.lower()}
+    return facts.sender if facts.sender in ours else None
+
+
+def _null_sender(facts: _Facts) -> str | None:
+    return (
+        "mail from" if facts.envelope_from is not None and facts.envelope_from.strip() in {"", "<>"} else None
+    )
+
+
+_RULES: Final[tuple[tuple[Reason, Callable[[_Facts], str | None]], ...]] = (
+    (Reason.READ_RECEIPT, _read_receipt),
+    (Reason.REPORT, _report),
+    (Reason.BOUNCE, _bounced),
+    (Reason.OUT_OF_OFFICE, _out_of_office),
+    (Reason.CHALLENGE, _challenge),
+    (Reason.AUTO_REPLY, _auto_reply),
+    (Reason.MAILING_LIST, _mailing_list),
+    (Reason.BULK, _bulk),
+    (Reason.CALENDAR, _calendar),
+    (Reason.OWN_ADDRESS, _own_address),
+    (Reason.NULL_SENDER, _null_sender),
+)
+
+
+def subject_of(headers: Headers) -> str:
+    """Return the subject, decoded and folded, at most `MAX_SUBJECT` characters; never raises."""
+    text = headers.first("subject")[:MAX_SUBJECT]
+    with suppress(HeaderParseError, ValueError):  # else it is read as it stands
+        chunks = decode_header(text) if "=?" in text else [(text, None)]
+        text = "".join(
+            chunk if isinstance(chunk, str) else decoded(chunk, charset or "") for chunk, charset in chunks
+        )
+    return fold(text[:MAX_SUBJECT])
+
+
+def _keyword(value: str) -> str:
+    return value.partition(";")[0].partition("(")[0].strip().lower()
+
+
+def _delivery_status(mail: Part) -> Part | None:
+    return next((part for part in mail.walk() if part.content_type == "message/delivery-status"), None)
+
+
+def _bounce(facts: _Facts) -> Bounce:
+    report = _delivery_status(facts.mail)
+    if report is None:
+        failed, _, _ = facts.mail.headers.first("x-failed-recipients").partition(",")
+        return Bounce(final_recipient=_recipient(failed))
+    fields: dict[str, str] = {}
+    for line in re.sub(r"\r?\n[ \t]+", " ", report.text()).splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip().lower(), value.strip())
+    action = _keyword(fields.get("action", ""))
+    status = _STATUS.match(fields.get("status", ""))
+    _, _, recipient = (fields.get("final-recipient") or fields.get("original-recipient", "")).rpartition(";")
+    return Bounce(
+        action=action if action in _ACTIONS else None,
+        status=status[1] if status else None,
+        final_recipient=_recipient(recipient),
+        diagnostic=fields.get("diagnostic-code", "")[:_MAX_DIAGNOSTIC],
+    )
+
+
+def _recipient(text: str) -> str | None:
+    try:
+        return canonical_address(text.strip().strip("<>"))
+    except ValueError:
+        return None

@@ -1,0 +1,141 @@
+"""What a reply is read into. Everything here is a value; nothing here reads."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from service.domain import Choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What we know of the letter that is being answered.
+
+    `text` is its plain-text part; `reply_address` the full signed address;
+    `own_addresses` ours in canonical form (From, envelope sender); `language` the
+    BCP 47 primary subtag that the letter was written in: a word that means
+    something else there does not count.
+    """
+
+    subject: str
+    text: str
+    reply_address: str
+    own_addresses: frozenset[str] = frozenset()
+    language: str = "en"
+
+
+class Why(StrEnum):
+    """What made a person's reply no decision: they are asked back."""
+
+    EMPTY = "empty"  #: no new text at all
+    BELOW = "below"  #: new text, if any, stands below an unmarked copy of our letter
+    QUESTION = "question"  #: "approve?"
+    BOTH = "both"  #: words of both verdicts, or a second line that says the opposite
+    NEGATED = "negated"  #: "do not approve"
+    CONDITION = "condition"  #: "approve if ..."
+    REACTION = "reaction"  #: an emoji reaction by mail: as often "seen" as "yes"
+    STRUCK = "struck"  #: some of the new text is struck through
+    PARTS_DIFFER = "parts differ"  #: the plain and the HTML part do not say the same
+    UNKNOWN_WORDS = "unknown words"  #: anything else
+
+
+class Doubt(StrEnum):
+    """What keeps a mail from having one known sender, or from being read at all."""
+
+    NO_SENDER = "no From"
+    SEVERAL_SENDERS = "more than one From or address"
+    MALFORMED_SENDER = "malformed From"
+    MALFORMED_HEADER = "malformed header block"
+    HEADER_TOO_LONG = "header block too long"
+    FIELD_TOO_LONG = "header field too long"
+    TOO_BIG = "message too big"
+    TOO_MANY_PARTS = "too many parts"
+    TOO_DEEP = "parts nested too deep"
+
+
+class Reason(StrEnum):
+    """Why a mail is neither acted on nor answered, in the order they are looked for."""
+
+    READ_RECEIPT = "read receipt"
+    REPORT = "report"
+    BOUNCE = "bounce"
+    OUT_OF_OFFICE = "out of office"
+    CHALLENGE = "challenge-response"
+    AUTO_REPLY = "auto-reply"
+    MAILING_LIST = "mailing list"
+    BULK = "bulk"
+    CALENDAR = "calendar"
+    OWN_ADDRESS = "own address"
+    NULL_SENDER = "null sender"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounce:
+    """What a bounce says of its delivery; each field is None where it says nothing usable.
+
+    `action` is one of RFC 3464's (failed, delayed, delivered, relayed, expanded),
+    `status` an RFC 3463 code such as ``5.1.1``, `final_recipient` canonical.
+    """
+
+    action: str | None = None
+    status: str | None = None
+    final_recipient: str | None = None
+    diagnostic: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A person's answer.
+
+    Exactly one of `verdict` and `why` is set: a decision, or what made it none.
+    `sender` is the canonical address of the one From, which is a claim until it is
+    authenticated. `read` is the first of the new text, for a letter that asks back:
+    clean, at most 200 characters, perhaps empty. `comment` is what follows the
+    verdict, clean, perhaps empty. `languages` are the BCP 47 tags whose phrase it was.
+    """
+
+    sender: str
+    verdict: Choice | None
+    why: Why | None
+    comment: str = ""
+    read: str = ""
+    message_id: str | None = None
+    languages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unverified:
+    """A mail that may be a person's, but whose sender or body can't be relied on.
+
+    It decides nothing. The known approver, never anybody that the mail names, is
+    asked to confirm by link. Where `refusable`, no mail program writes such a mail,
+    and an SMTP server can refuse it with a 5xx instead.
+    """
+
+    doubt: Doubt
+    detail: str = ""
+    message_id: str | None = None
+
+    @property
+    def refusable(self) -> bool:
+        """Tell a bound that was exceeded from a sender that could not be told."""
+        return self.doubt not in {Doubt.NO_SENDER, Doubt.SEVERAL_SENDERS, Doubt.MALFORMED_SENDER}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ignored:
+    """A machine's mail: silence.
+
+    `bounce` is set for BOUNCE alone. `text` holds an out-of-office's own words, clean,
+    at most 4,000 characters. `sender` is the canonical From where there is exactly one.
+    """
+
+    reason: Reason
+    detail: str = ""
+    text: str = ""
+    bounce: Bounce | None = None
+    sender: str | None = None
+    message_id: str | None = None
+
+
+#: What `read_reply` answers; a caller's `match` ends in `assert_never`.
+type Reading = Reply | Unverified | Ignored

@@ -1,0 +1,110 @@
+"""What one line says: a closed grammar, matched whole.
+
+A line is a decision where it is, from end to end, a phrase of the lists, set apart
+by ``,`` ``.`` or ``!`` from other phrases of the same side and from courtesies::
+
+    line     = segment (stop segment)* stop?      every segment of the same side
+    segment  = phrase courtesy* | courtesy+       courtesies only after a phrase
+    stop     = "." | "!"+ | ","                   and their Arabic and CJK forms
+
+Nothing is searched for: "no rechazo" is "I do not decline" though both its words
+decline. All else is asked back, and the words found only explain why.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from service.domain import Choice
+from service.replies.lexicon import Lexicon, fold, lexicon
+from service.replies.values import Why
+
+#: Characters; a longer line is no phrase, and its beginning tells why.
+MAX_LINE: Final = 200
+
+_STOPS: Final = re.compile(r"!+|[.,\u060c\u3001\u3002]")
+#: Emphasis and quotation marks that mail programs and careful people put around a word.
+_WRAPPING: Final = ' *_"`\u201c\u201d\u201e\u00ab\u00bb'
+_QUESTION: Final = re.compile("[?\u061f\u055e]|[\u0370-\u03ff] ?;")
+_PICTOGRAM: Final = re.compile("([\u2600-\u27bf\U0001f300-\U0001faff])")
+_HESITATION: Final = re.compile(r"\.\s*\.|!\s*\.|\.\s*!")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A line's verdict, or why it has none; `languages` of the phrase where it has one."""
+
+    verdict: Choice | None
+    why: Why | None
+    languages: tuple[str, ...] = ()
+
+
+def judge(line: str, language: str) -> Judgement:
+    """Return what `line` decides in answer to a letter in `language`; never raises."""
+    words = lexicon()
+    folded = " ".join(_PICTOGRAM.sub(r" \1 ", fold(line[: MAX_LINE + 1])).split())
+    if len(line) > MAX_LINE:
+        return Judgement(None, _why(folded, words))
+    if _QUESTION.search(folded):
+        return Judgement(None, Why.QUESTION)
+    if _HESITATION.search(folded):
+        return Judgement(None, Why.UNKNOWN_WORDS)
+    found: Judgement | None = None
+    for segment in filter(None, (part.strip(_WRAPPING) for part in _STOPS.split(folded.strip(_WRAPPING)))):
+        said = _segment(segment, language, words)
+        if said is None:
+            if found is None or not _courteous(segment, words):
+                return Judgement(None, _why(folded, words))
+        elif found is not None and found.verdict != said.verdict:
+            return Judgement(None, Why.BOTH)
+        else:
+            found = found or said
+    return found or Judgement(None, Why.UNKNOWN_WORDS if folded else Why.EMPTY)
+
+
+def conditional(line: str) -> bool:
+    """Tell whether `line` begins as a condition or a denial does: "if ...", "but ...", "not"."""
+    words = lexicon()
+    folded = fold(line[:MAX_LINE])
+    return any(_begins(folded, opener) for opener in words.conditions | words.negations)
+
+
+def _segment(segment: str, language: str, words: Lexicon) -> Judgement | None:
+    """Return what a segment says: a phrase that at most courtesies follow."""
+    tokens = segment.split()
+    for end in range(len(tokens), 0, -1):
+        if end < len(tokens) and not _courteous(" ".join(tokens[end:]), words):
+            continue
+        if said := words.verdict(" ".join(tokens[:end]), language):
+            return Judgement(said[0], None, said[1])
+    return None
+
+
+def _courteous(segment: str, words: Lexicon) -> bool:
+    return segment in words.courtesies or all(word in words.courtesies for word in segment.split())
+
+
+def _why(folded: str, words: Lexicon) -> Why:
+    """Return the likeliest reason why a line is no decision; a help for its writer, nothing rests on it."""
+    line = " ".join(re.split(r"[^\w']+", folded))
+    approves, declines = (
+        any(_holds(line, phrase) for phrase in words.phrases(side)) for side in ("approve", "decline")
+    )
+    if _QUESTION.search(folded):
+        return Why.QUESTION
+    if any(_holds(line, word) for word in words.conditions):
+        return Why.CONDITION
+    if any(_holds(line, word) for word in words.negations):
+        return Why.NEGATED
+    return Why.BOTH if approves and declines else Why.UNKNOWN_WORDS
+
+
+def _holds(line: str, phrase: str) -> bool:
+    # Han, kana and Thai are written without spaces.
+    return phrase in line if phrase > "\u0e00" else f" {phrase} " in f" {line} "
+
+
+def _begins(line: str, opener: str) -> bool:
+    if not line.startswith(opener):
+        return False
+    return opener > "\u0e00" or not line[len(opener) : len(opener) + 1].isalnum()
