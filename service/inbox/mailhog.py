@@ -101,10 +101,9 @@ class Api:
         total = 0
         items: list[Item] = []
         for letter in self._store.scan():
-            found = item(letter)
-            if any(query.lower() in text.lower() for text in _searched(found, kind)):
+            if any(query.lower() in text.lower() for text in _searched(letter, kind)):
                 if start <= total < start + limit:
-                    items.append(found)
+                    items.append(item(letter))
                 total += 1
         return _page(total, start, items, FOUND)
 
@@ -188,20 +187,17 @@ def _path(address: str) -> Path:
     return {"Relays": None, "Mailbox": mailbox, "Domain": domain, "Params": ""}
 
 
-def _searched(found: Item, kind: str) -> Iterator[str]:
-    """Yield the texts that a search of this kind looks into."""
-    headers = found["Content"]["Headers"]
+def _searched(letter: Letter, kind: str) -> Iterator[str]:
+    """Yield the texts that a search of this kind looks into: the letter's own, not the made headers."""
+    message = mime.parse(letter.raw)
     match kind:
         case "to":
-            yield from found["Raw"]["To"]
-            yield from headers.get(_name(headers, "To"), [])
+            yield from (*letter.recipients, *message.all("to"))
         case "from":
-            yield found["Raw"]["From"]
-            yield from headers.get(_name(headers, "From"), [])
+            yield from (letter.sender, *message.all("from"))
         case _:
-            yield found["Content"]["Body"]
-            for values in headers.values():
-                yield from values
+            yield message.body.decode("utf-8", "replace")
+            yield from (value for _, value in message.fields)
 
 
 def _window(request: Request) -> tuple[int, int]:
