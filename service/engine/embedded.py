@@ -154,7 +154,11 @@ class EmbeddedEngine:
         listener = Listener(group, pid, deliver)
         self._switchboard.attach(listener)
         addresses = msgspec.json.encode(listener.addresses()).decode()
-        waiting = await self._do(partial(self._waiting, addresses))
+        try:
+            waiting = await self._do(partial(self._waiting, addresses))
+        except asyncio.CancelledError:
+            self._switchboard.detach(listener)
+            raise
         self._deliver_all(waiting)
         return listener
 

@@ -167,7 +167,9 @@ class Transaction:
         self.rows.update_task(promise.row, self._offer_if_due(promise, task))
 
     def _offer_if_due(self, promise: Promise, task: Task) -> Task:
-        if self.dispatch and task.due is not None and task.due <= self.now:
+        # A missed occurrence of a schedule can be past its own deadline already.
+        alive = promise.timeout_at > self.now
+        if self.dispatch and alive and task.due is not None and task.due <= self.now:
             task = self.offer(promise, task)
         if task.due is not None:
             self.arm(task.due)
