@@ -186,7 +186,9 @@ class Database:
         if db is None or rows is None:
             raise StorageFault("the engine is closed")
         tx = Transaction(rows, self.clock(), dispatch=self.running, live=self.running)
-        db.execute("BEGIN IMMEDIATE")
+        # Deferred, so that reading goes on where nothing can be written; nobody
+        # else writes, so the step up to a write lock never has to wait.
+        db.execute("BEGIN")
         outcomes = []
         for job in jobs:
             tx.now = self.clock()
