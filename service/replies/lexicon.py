@@ -6,6 +6,7 @@ typographic apostrophes and invisible characters make no difference.
 
 import re
 import unicodedata
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Final
@@ -23,6 +24,10 @@ _INVISIBLE: Final = re.compile(
 )
 _SKIN_TONES: Final = re.compile("[\U0001f3fb-\U0001f3ff]")
 _SPELLED: Final = str.maketrans({"\u2019": "'", "\u02bc": "'", "\u0131": "i", "\u0640": ""})
+
+
+#: Characters of a word that several languages are likely to share.
+_SHORT: Final = 2
 
 
 class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,14 +77,17 @@ class Lexicon:
                 for phrase in map(fold, here):
                     self._here[tag][phrase] = choice
         self._doubtful = {tag: frozenset(map(fold, words.doubtful)) for tag, words in languages.items()}
-        self.courtesies = self._union("courtesies")
+        self._courtesies = self._by_word("courtesies")
+        self._negations = self._by_word("negations")
+        self._conditions = self._by_word("conditions")
         self.greetings = self._union("greetings")
-        self.negations = self._union("negations")
-        self.conditions = self._union("conditions")
         self.wrote = self._union("wrote")
         self.forwarded = self._union("forwarded")
         self.signatures = tuple(sorted(self._union("signatures")))
         self.out_of_office = tuple(sorted(self._union("out_of_office")))
+        spoken = (*self.phrases("approve"), *self.phrases("decline"), *self._negations, *self._conditions)
+        #: Every word of a phrase, a denial or a condition.
+        self.weighty = frozenset(word for phrase in spoken for word in phrase.split())
         self.labels: dict[str, frozenset[str]] = {}
         for kind in ("from", "sent", "to", "subject"):
             for label in self._union(f"label_{kind}"):
@@ -94,14 +102,44 @@ class Lexicon:
             return None
         return self._everywhere.get(phrase)
 
+    def courtesy(self, words: str, languages: Sequence[str]) -> bool:
+        """Tell whether folded `words` are politeness in one of `languages`, in English or in no language.
+
+        Not in any: "no tak" is no Spaniard's thank you in Danish but a Pole's "well, yes".
+        """
+        allowed = {*languages, "en", "zxx"}
+        return bool(self._courtesies.get(words, set()) & allowed) or all(
+            self._courtesies.get(word, set()) & allowed for word in words.split()
+        )
+
+    def negations(self, languages: Collection[str]) -> set[str]:
+        """Return the words that deny in `languages`, and those of all others that can't be mistaken."""
+        return {word for word, tags in self._negations.items() if _telling(word) or tags & {*languages}}
+
+    def conditions(self, languages: Collection[str]) -> set[str]:
+        """Return the words that begin a condition, likewise."""
+        return {word for word, tags in self._conditions.items() if _telling(word) or tags & {*languages}}
+
     def phrases(self, choice: Choice) -> frozenset[str]:
         """Return every folded phrase of one side, of all languages."""
         everywhere = {phrase for phrase, (side, _) in self._everywhere.items() if side == choice}
         here = {phrase for table in self._here.values() for phrase, side in table.items() if side == choice}
         return frozenset(everywhere | here)
 
+    def _by_word(self, name: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for tag, words in self.languages.items():
+            for word in getattr(words, name):
+                found.setdefault(fold(word), set()).add(tag)
+        return found
+
     def _union(self, name: str) -> frozenset[str]:
         return frozenset(fold(word) for words in self.languages.values() for word in getattr(words, name))
+
+
+def _telling(word: str) -> bool:
+    """Tell a word that means itself in any mail from a short one: "de" is Hungarian for "but"."""
+    return not word.isascii() or len(word) > _SHORT
 
 
 @cache

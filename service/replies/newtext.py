@@ -22,6 +22,8 @@ MAX_LINES: Final = 2_000
 MAX_LINE: Final = 1_000
 #: Words in a row that make a line ours: fewer are anybody's.
 RUN: Final = 3
+#: Characters of a reply token that is looked for by itself, without its domain.
+MIN_TOKEN: Final = 20
 #: Lines within which Outlook's rows follow one another, and those of an attribution.
 _ROWS, _ATTRIBUTION = 6, 4
 
@@ -33,7 +35,7 @@ _SEPARATOR: Final = re.compile(
 )
 _RULE: Final = re.compile(r"[-_=*\u2010\u2013\u2014\u2500~]{5,}")
 _SIGNATURE: Final = re.compile(r"--|\u2014")
-_CLOCK_OR_YEAR: Final = re.compile(r"\d{1,2}[:.h\u6642\u65f6\uc2dc]\d{2}|\d{4}|\d{1,2}[./]\d{1,2}")
+_DATED: Final = re.compile(r"\d{1,2}[:.h\u6642\u65f6\uc2dc]\d{2}|\d{4}|\d{1,2}[./]\d{1,2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +50,13 @@ class Letter:
     """The sent letter as it is recognised in a quotation."""
 
     def __init__(self, sent: Sent) -> None:
-        local, _, domain = sent.reply_address.rpartition("@")
+        local, _, _ = sent.reply_address.rpartition("@")
         token = local.rpartition("+")[2]
-        self._marks = {
-            mark
-            for mark in map(
-                fold, (sent.reply_address, *sent.own_addresses, token if len(token) >= RUN**3 else "")
-            )
-            if len(mark) > RUN and domain
-        }
-        self._runs: set[tuple[str, ...]] = set()
-        words = [word for line in sent.text.split("\n") for word in _words(line)]
-        self._runs |= set(_runs(words))
-        subject = _words(sent.subject)
-        self._runs |= set(_runs(subject))
+        self.language = sent.language
+        self._marks = {fold(mark) for mark in (sent.reply_address, *sent.own_addresses) if "@" in mark}
+        self._marks |= {fold(token)} if len(token) >= MIN_TOKEN else set()
+        text = [word for line in sent.text.split("\n") for word in _words(line)]
+        self._runs = {*_runs(text), *_runs(_words(sent.subject))}
 
     def names(self, folded: str) -> bool:
         """Tell whether a line holds an address of ours or the reply token."""
@@ -85,18 +80,7 @@ class _Line:
 
 def new_text(lines: Iterable[str], sent: Sent) -> NewText:
     """Return what of `lines` its sender wrote; linear in their length, never raises."""
-    words, letter = lexicon(), Letter(sent)
-    seen = [_seen(text, words) for text, _ in zip(lines, range(MAX_LINES), strict=False)]
-    start = next((i for i in range(len(seen)) if _quotation_starts(seen, i, letter, words)), len(seen))
-    above = _signed_off(seen[: _above_attribution(seen, start, words, letter, sent)], words)
-    below, marked = _interleaved(seen, start, letter, words)
-    if any(line.text for line in above):
-        kept = [*above, *([] if not marked else below)]
-    elif marked:
-        kept = below
-    else:
-        return NewText((), below=start < len(seen))
-    return NewText(_trimmed([line.text for line in kept]))
+    return _Quotation(lines, sent).new()
 
 
 def _seen(text: str, words: Lexicon) -> _Line:
@@ -107,116 +91,127 @@ def _seen(text: str, words: Lexicon) -> _Line:
     return _Line(text, folded, tuple(_WORD.findall(folded)), folded.startswith(">"), label)
 
 
-def _quotation_starts(seen: Sequence[_Line], at: int, letter: Letter, words: Lexicon) -> bool:
-    line = seen[at]
-    if line.quoted or line.text == CUT or _separates(line, words) or letter.names(line.folded):
-        return True
-    if line.label and _header_rows(seen, at):
-        return True
-    if not letter.wrote(line.words):
-        return False
-    # A comment may repeat a line of the letter; a quotation goes on.
-    following = [other for other in seen[at + 1 : at + 1 + 2 * RUN] if other.text]
-    first = not any(other.text for other in seen[:at])
-    return first or any(
-        _ours(other, letter) or other.quoted or other.text == CUT for other in following[:RUN]
-    )
+class _Quotation:
+    """The lines of one text, and where in them our letter is quoted."""
 
+    def __init__(self, lines: Iterable[str], sent: Sent) -> None:
+        self.words = lexicon()
+        self.letter = Letter(sent)
+        self.lines = [_seen(text, self.words) for text, _ in zip(lines, range(MAX_LINES), strict=False)]
+        self.first = next((i for i, line in enumerate(self.lines) if line.text), len(self.lines))
+        self.start = next((i for i in range(self.first, len(self.lines)) if self._starts(i)), len(self.lines))
 
-def _ours(line: _Line, letter: Letter) -> bool:
-    return letter.wrote(line.words) or letter.names(line.folded)
+    def new(self) -> NewText:
+        """Return the lines that are not ours."""
+        above = _signed_off(self.lines[: self._above_attribution()], self.words)
+        below, marked = self._below()
+        if not marked and not any(line.text for line in above):
+            return NewText((), below=self.start < len(self.lines))
+        return NewText(_trimmed([line.text for line in (*above, *below)]))
 
+    def _starts(self, at: int) -> bool:
+        line = self.lines[at]
+        if line.quoted or self.letter.names(line.folded) or self._separates(at):
+            return True
+        if not self.letter.wrote(line.words):
+            return False
+        # A comment may repeat a line of the letter; a quotation goes on.
+        following = [other for other in self.lines[at + 1 : at + 1 + 2 * RUN] if other.text][:RUN]
+        return at == self.first or any(self._ours(other) or other.quoted for other in following)
 
-def _separates(line: _Line, words: Lexicon) -> bool:
-    return bool(_SEPARATOR.fullmatch(line.folded)) or line.folded.strip(" -_*:") in words.forwarded
+    def _ours(self, line: _Line) -> bool:
+        return self.letter.wrote(line.words) or self.letter.names(line.folded)
 
+    def _separates(self, at: int) -> bool:
+        """Tell whether a line parts the new from the old: a marker, a separator, Outlook's rows."""
+        line = self.lines[at]
+        if line.text == CUT or _SEPARATOR.fullmatch(line.folded):
+            return True
+        if line.folded.strip(" -_*:") in self.words.forwarded:
+            return True
+        if not line.label:
+            return False
+        rows = [other.label for other in self.lines[at : at + 2 * _ROWS] if other.text][:_ROWS]
+        kinds = {kind for label in rows for kind in label}
+        return sum(map(bool, rows)) > 1 and len(kinds) > 1 and bool(kinds & {"from", "sent"})
 
-def _header_rows(seen: Sequence[_Line], at: int) -> bool:
-    """Tell whether Outlook's rows begin here: From or Sent, and others, on lines that follow one another."""
-    rows = [line.label for line in seen[at : at + 2 * _ROWS] if line.text][:_ROWS]
-    kinds = {kind for label in rows for kind in label}
-    return sum(1 for label in rows if label) > 1 and len(kinds) > 1 and bool(kinds & {"from", "sent"})
-
-
-def _above_attribution(seen: Sequence[_Line], start: int, words: Lexicon, letter: Letter, sent: Sent) -> int:
-    """Return where the new text above a quotation ends: before "On ... X wrote:" and bare rules.
-
-    No line that decides is ever taken for an attribution.
-    """
-    end = start
-    while end and start < len(seen) and (not seen[end - 1].text or _RULE.fullmatch(seen[end - 1].folded)):
-        end -= 1
-    if start == len(seen) or (start < len(seen) and letter.names(seen[start].folded) and end < start):
-        return end
-    joined = "" if not letter.names(seen[start].folded) or seen[start].quoted else seen[start].folded
-    closed = bool(joined)
-    for count in range(1, min(_ATTRIBUTION, end) + 1):
-        line = seen[end - count]
-        if not line.text or judge(line.text, sent.language).verdict:
-            break
-        if not closed and not _closes_attribution(line, words):
-            break
-        closed, joined = True, f"{line.folded} {joined}"
-        if _CLOCK_OR_YEAR.search(line.folded) or "@" in line.folded:
-            above = seen[end - count - 1] if end > count else None
-            # The date may stand on a line of its own above the name.
-            if (
-                above
-                and above.text
-                and _CLOCK_OR_YEAR.search(above.folded)
-                and not _CLOCK_OR_YEAR.search(joined)
+    def _above_attribution(self) -> int:
+        """Return where the new text above the quotation ends: before "On ... X wrote:" and bare rules."""
+        end = self.start
+        if end == len(self.lines):
+            return end
+        while end and self._spacer(self.lines[end - 1]):
+            end -= 1
+        # The line that names us may be the attribution's own last; what is above it then adjoins.
+        named = not self.lines[self.start].quoted and self.letter.names(self.lines[self.start].folded)
+        if named and end < self.start:
+            return end
+        paragraph: list[_Line] = [self.lines[self.start]] if named else []
+        reach = end
+        while end - reach < _ATTRIBUTION and reach and not self._spacer(line := self.lines[reach - 1]):
+            if self._decides(line) or not (paragraph or self._closes(line)):
+                break
+            paragraph.insert(0, line)
+            reach -= 1
+            above = self.lines[reach - 1] if reach else None
+            if any(_DATED.search(other.folded) for other in paragraph) and not (
+                above and _DATED.search(above.folded)
             ):
-                continue
-            return end - count
-    return end
+                return reach
+        undated = len(paragraph) == 1 and not named and self._wrote(paragraph[0])
+        return end - 1 if undated else end
 
+    def _spacer(self, line: _Line) -> bool:
+        return not line.text or bool(_RULE.fullmatch(line.folded))
 
-def _closes_attribution(line: _Line, words: Lexicon) -> bool:
-    if line.folded.endswith(":"):
-        return True
-    return bool(_CLOCK_OR_YEAR.search(line.folded)) and any(word in words.wrote for word in line.words)
+    def _decides(self, line: _Line) -> bool:
+        """Tell a line that is a verdict or begins with one: never an attribution."""
+        if judge(line.text, self.letter.language).verdict:
+            return True
+        return bool(line.words) and self.words.verdict(line.words[0], self.letter.language) is not None
 
+    def _closes(self, line: _Line) -> bool:
+        return line.folded.endswith(":") or (bool(_DATED.search(line.folded)) and self._wrote(line))
 
-def _interleaved(
-    seen: Sequence[_Line], start: int, letter: Letter, words: Lexicon
-) -> tuple[list[_Line], bool]:
-    """Return the unmarked lines between and below quoted ones, and whether the quotation is marked.
+    def _wrote(self, line: _Line) -> bool:
+        return any(word in self.words.wrote for word in line.words)
 
-    Stops where anything of ours stands unmarked: from there on nothing can be told apart.
-    """
-    kept: list[_Line] = []
-    marked = False
-    attribution = 0
-    for at in range(start, len(seen)):
-        line = seen[at]
-        if line.quoted:
-            marked = True
-        elif not line.text:
-            kept.append(line)
-        elif not marked:
-            attribution += 1
-            if attribution > _ATTRIBUTION or line.text == CUT or line.label or _separates(line, words):
-                return [], False
-        elif _SIGNATURE.fullmatch(line.text) or _unmarked_copy(seen, at, letter, words):
-            break
-        elif not _wrapped_quotation(seen, at, letter) and not _mobile(line, words):
-            kept.append(line)
-    return kept, marked
+    def _below(self) -> tuple[list[_Line], bool]:
+        """Return the unmarked lines between and below quoted ones, and whether the quotation is marked.
 
+        Stops where anything of ours stands unmarked: from there on nothing can be told apart.
+        """
+        quoted = next((i for i in range(self.start, len(self.lines)) if self.lines[i].quoted), None)
+        if quoted is None or not self._attributed(quoted):
+            return [], False
+        kept: list[_Line] = []
+        for at in range(quoted, len(self.lines)):
+            line = self.lines[at]
+            if not line.text:
+                kept.append(line)
+            elif not line.quoted:
+                if _SIGNATURE.fullmatch(line.text) or self._separates(at) or self._ours(line):
+                    break
+                if not self._broken_off(at) and not _mobile(line, self.words):
+                    kept.append(line)
+        return kept, True
 
-def _unmarked_copy(seen: Sequence[_Line], at: int, letter: Letter, words: Lexicon) -> bool:
-    line = seen[at]
-    if line.text == CUT or _separates(line, words) or _ours(line, letter):
-        return True
-    return bool(line.label) and _header_rows(seen, at)
+    def _attributed(self, quoted: int) -> bool:
+        """Tell whether nothing but an attribution stands between the start and the first quoted line."""
+        between = [line for line in self.lines[self.start : quoted] if line.text]
+        if not between:
+            return True
+        joined = " ".join(line.folded for line in between)
+        decides = any(self._decides(line) for line in between)
+        closed = between[-1].folded.endswith(":") or any(map(self._wrote, between))
+        return len(between) <= _ATTRIBUTION and closed and not decides and "\0" not in joined
 
-
-def _wrapped_quotation(seen: Sequence[_Line], at: int, letter: Letter) -> bool:
-    """Tell whether an unmarked line is the broken-off end or beginning of a quoted one."""
-    words = seen[at].words
-    before = next((line.words for line in reversed(seen[max(at - RUN, 0) : at]) if line.words), ())
-    after = next((line.words for line in seen[at + 1 : at + 1 + RUN] if line.words), ())
-    return letter.wrote([*before[-2:], *words]) or letter.wrote([*words, *after[:2]])
+    def _broken_off(self, at: int) -> bool:
+        """Tell whether an unmarked line is the wrapped end or beginning of a quoted one."""
+        words = self.lines[at].words
+        before = next((line.words for line in reversed(self.lines[max(at - RUN, 0) : at]) if line.words), ())
+        after = next((line.words for line in self.lines[at + 1 : at + 1 + RUN] if line.words), ())
+        return self.letter.wrote([*before[-2:], *words]) or self.letter.wrote([*words, *after[:2]])
 
 
 def _signed_off(lines: Sequence[_Line], words: Lexicon) -> list[_Line]:

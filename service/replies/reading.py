@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from service.domain import Choice
 from service.replies.lexicon import visible
 from service.replies.markup import CUT, STRUCK, lines_of
 from service.replies.mime import Exceeded, Part, parse
@@ -14,7 +13,7 @@ from service.replies.newtext import NewText, new_text
 from service.replies.sender import message_id_of, sender_of
 from service.replies.signals import ignored
 from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
-from service.replies.verdict import Judgement, conditional, judge
+from service.replies.verdict import Judgement, greets, judge, takes_back
 
 #: Characters of a comment, and of what a letter that asks back repeats.
 MAX_COMMENT: Final = 4_000
@@ -73,10 +72,10 @@ def _read(mail: Part, sent: Sent) -> tuple[Judgement, str, str]:
             judgement = Judgement(None, Why.STRUCK if other.why is Why.STRUCK else Why.PARTS_DIFFER)
     if any(part.content_type == _REACTION for part in mail.walk()):
         judgement = Judgement(None, Why.REACTION)
-    lines = [_clean(line) for line in new.lines]
-    filled = [line for line in lines if line]
+    filled = [line for line in map(_clean, new.lines) if line]
     read = _capped("\n".join(filled[:_READ_LINES]), MAX_READ)
-    comment = _capped("\n".join(lines[1:]).strip(), MAX_COMMENT) if judgement.verdict else ""
+    rest = [_clean(line) for line in _after_greeting(new.lines)[1:]]
+    comment = _capped("\n".join(rest).strip(), MAX_COMMENT) if judgement.verdict else ""
     return judgement, comment, read
 
 
@@ -86,25 +85,29 @@ def _judged(new: NewText, sent: Sent) -> Judgement:
         return Judgement(None, Why.BELOW if new.below else Why.EMPTY)
     if any(STRUCK in line for line in new.lines):
         return Judgement(None, Why.STRUCK)
-    said = judge(new.lines[0], sent.language)
-    back = _taken_back(said.verdict, new.lines[1:], sent) if said.verdict else None
+    lines = _after_greeting(new.lines)
+    said = judge(lines[0], sent.language)
+    back = _taken_back(said, lines[1:], sent) if said.verdict else None
     return Judgement(None, back) if back else said
 
 
-def _taken_back(verdict: Choice, rest: Sequence[str], sent: Sent) -> Why | None:
+def _after_greeting(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `lines` without a paragraph that only greets, "Hi Bob,": it can't say yes, no or perhaps."""
+    following = next((i for i, line in enumerate(lines) if i and line), 0)
+    return lines[following:] if following > 1 and greets(lines[0]) else lines
+
+
+def _taken_back(said: Judgement, rest: Sequence[str], sent: Sent) -> Why | None:
     """Return why the lines below a verdict leave it none: "?", "if ...", the other verdict."""
     filled = [line for line in rest if line]
     if not filled:
         return None
     if not filled[0].strip("?\u061f\uff1f "):
         return Why.QUESTION
-    if conditional(filled[0]):
+    if takes_back(filled[0], {*said.languages, sent.language}):
         return Why.CONDITION
-    return (
-        Why.BOTH
-        if any(judge(line, sent.language).verdict not in {None, verdict} for line in filled)
-        else None
-    )
+    verdicts = {judge(line, sent.language).verdict for line in filled}
+    return Why.BOTH if verdicts - {None, said.verdict} else None
 
 
 def _bodies(mail: Part) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ A line is a decision where it is, from end to end, a phrase of the lists, set ap
 by ``,`` ``.`` or ``!`` from other phrases of the same side and from courtesies::
 
     line     = segment (stop segment)* stop?      every segment of the same side
-    segment  = phrase courtesy* | courtesy+       courtesies only after a phrase
+    segment  = phrase courtesy* | courtesy+       courtesies only after a phrase, of its language
     stop     = "." | "!"+ | ","                   and their Arabic and CJK forms
 
 Nothing is searched for: "no rechazo" is "I do not decline" though both its words
@@ -12,6 +12,7 @@ decline. All else is asked back, and the words found only explain why.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,8 @@ from service.replies.values import Why
 
 #: Characters; a longer line is no phrase, and its beginning tells why.
 MAX_LINE: Final = 200
+#: Words after a greeting: "Dr. Anna Maria" and no sentence.
+MAX_NAMES: Final = 3
 
 _STOPS: Final = re.compile(r"!+|[.,\u060c\u3001\u3002]")
 #: Emphasis and quotation marks that mail programs and careful people put around a word.
@@ -44,7 +47,7 @@ def judge(line: str, language: str) -> Judgement:
     words = lexicon()
     folded = " ".join(_PICTOGRAM.sub(r" \1 ", fold(line[: MAX_LINE + 1])).split())
     if len(line) > MAX_LINE:
-        return Judgement(None, _why(folded, words))
+        return Judgement(None, _why(folded, language, words))
     if _QUESTION.search(folded):
         return Judgement(None, Why.QUESTION)
     if _HESITATION.search(folded):
@@ -53,8 +56,8 @@ def judge(line: str, language: str) -> Judgement:
     for segment in filter(None, (part.strip(_WRAPPING) for part in _STOPS.split(folded.strip(_WRAPPING)))):
         said = _segment(segment, language, words)
         if said is None:
-            if found is None or not _courteous(segment, words):
-                return Judgement(None, _why(folded, words))
+            if found is None or not words.courtesy(segment, found.languages):
+                return Judgement(None, _why(folded, language, words))
         elif found is not None and found.verdict != said.verdict:
             return Judgement(None, Why.BOTH)
         else:
@@ -62,41 +65,50 @@ def judge(line: str, language: str) -> Judgement:
     return found or Judgement(None, Why.UNKNOWN_WORDS if folded else Why.EMPTY)
 
 
-def conditional(line: str) -> bool:
-    """Tell whether `line` begins as a condition or a denial does: "if ...", "but ...", "not"."""
+def greets(line: str) -> bool:
+    """Tell whether `line` is a greeting and at most three more words, none of them of any list."""
+    words = lexicon()
+    folded = fold(line[:MAX_LINE]).rstrip(" ,!")
+    greeting = max(
+        (g for g in words.greetings if folded == g or folded.startswith(f"{g} ")), key=len, default=""
+    )
+    names = folded[len(greeting) :].split()
+    plain = all(name.replace("-", "").rstrip(".").isalpha() for name in names)
+    return bool(greeting) and plain and len(names) <= MAX_NAMES and not words.weighty & {*names}
+
+
+def takes_back(line: str, languages: Collection[str]) -> bool:
+    """Tell whether `line`, below a verdict in `languages`, begins a condition or is a bare denial."""
     words = lexicon()
     folded = fold(line[:MAX_LINE])
-    return any(_begins(folded, opener) for opener in words.conditions | words.negations)
+    if folded.strip(" .!") in words.negations(languages):
+        return True
+    return any(_begins(folded, opener) for opener in words.conditions(languages))
 
 
 def _segment(segment: str, language: str, words: Lexicon) -> Judgement | None:
     """Return what a segment says: a phrase that at most courtesies follow."""
     tokens = segment.split()
     for end in range(len(tokens), 0, -1):
-        if end < len(tokens) and not _courteous(" ".join(tokens[end:]), words):
-            continue
-        if said := words.verdict(" ".join(tokens[:end]), language):
+        said = words.verdict(" ".join(tokens[:end]), language)
+        if said and (end == len(tokens) or words.courtesy(" ".join(tokens[end:]), said[1])):
             return Judgement(said[0], None, said[1])
     return None
 
 
-def _courteous(segment: str, words: Lexicon) -> bool:
-    return segment in words.courtesies or all(word in words.courtesies for word in segment.split())
-
-
-def _why(folded: str, words: Lexicon) -> Why:
+def _why(folded: str, language: str, words: Lexicon) -> Why:
     """Return the likeliest reason why a line is no decision; a help for its writer, nothing rests on it."""
     line = " ".join(re.split(r"[^\w']+", folded))
     approves, declines = (
         any(_holds(line, phrase) for phrase in words.phrases(side)) for side in ("approve", "decline")
     )
-    if _QUESTION.search(folded):
-        return Why.QUESTION
-    if any(_holds(line, word) for word in words.conditions):
+    if approves and declines:
+        return Why.BOTH
+    if any(_holds(line, word) for word in words.conditions({language})):
         return Why.CONDITION
-    if any(_holds(line, word) for word in words.negations):
+    if any(_holds(line, word) for word in words.negations({language})):
         return Why.NEGATED
-    return Why.BOTH if approves and declines else Why.UNKNOWN_WORDS
+    return Why.UNKNOWN_WORDS
 
 
 def _holds(line: str, phrase: str) -> bool:
