@@ -26,6 +26,8 @@ type Deliver = Callable[[str, str, bytes], Awaitable[None]]
 _POLICY = SMTP.clone(max_line_length=998)
 #: What a mail program quotes at most.
 _MAX_QUOTED = 64 * 1024
+#: Characters of a display name; a longer one would not fit its line.
+_MAX_NAME = 100
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,250}>")
 
 
@@ -121,7 +123,7 @@ def _display_name(original: mime.Part, sender: str) -> str:
     """Return the name under which the letter was sent to this address."""
     for name, address in mime.addresses(original.first("to")):
         if address.lower() == sender.lower():
-            return name
+            return name[:_MAX_NAME]
     return ""
 
 

@@ -141,3 +141,21 @@ def test_a_boundary_must_stand_in_its_own_line() -> None:
     parts = mime.parse(b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + body).parts
     assert parts is not None
     assert [each.body for each in parts] == [b"x --b\r\n--bb", b"y"]
+
+
+def test_depth_has_an_end() -> None:
+    """A part that is too deep keeps its own parts in its body."""
+    raw = b"".join(
+        b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(50)
+    )
+    part, depth = mime.parse(raw), 0
+    while part.parts:
+        (part,) = part.parts
+        depth += 1
+    assert depth == mime.MAX_DEPTH
+    assert b"--b49" in part.body
+
+
+def test_a_shown_header_has_an_end() -> None:
+    """A subject of a megabyte does not fill the page."""
+    assert len(mime.words("x" * 1_000_000)) == mime.MAX_SHOWN
