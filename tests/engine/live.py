@@ -1,0 +1,88 @@
+"""A stock SDK on the engine, in this process or over HTTP, for tests that run workflows."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from resonate.resonate import Resonate
+from resonate.retry import Never
+
+from service.engine import EmbeddedEngine, Engine, open_engine
+from service.engine.http import HttpSurface
+
+#: Longer than anything here takes on a slow machine, in seconds.
+PATIENCE = 20.0
+
+
+def sdk(engine: Engine, ttl: timedelta | None = None) -> Resonate:
+    """Return the SDK on an engine, as `service.app` builds it; not started."""
+    return Resonate(
+        network=engine.network,
+        sources=engine.sources,
+        group=engine.group,
+        pid=engine.pid,
+        heartbeat=engine.heartbeat,
+        ttl=ttl or engine.ttl,
+        retry_policy=Never(),
+        env={},
+        autostart=False,
+    )
+
+
+@asynccontextmanager
+async def running(
+    url: str, *functions: Callable[..., Any], ttl: timedelta | None = None, **options: Any
+) -> AsyncIterator[tuple[Engine, Resonate]]:
+    """An engine and the SDK with functions registered by name, started, and stopped in order."""
+    engine = open_engine(url, **options)
+    await engine.start()
+    r = sdk(engine, ttl)
+    for function in functions:
+        r.register(function)
+    r.start()
+    try:
+        yield engine, r
+    finally:
+        await r.stop()
+        await engine.close()
+
+
+@asynccontextmanager
+async def serving(engine: EmbeddedEngine, *, token: str | None = None) -> AsyncIterator[str]:
+    """The engine's HTTP surface on a free port; yields its URL."""
+    surface = HttpSurface(engine, token=token)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(surface.app, log_level="warning", lifespan="off"))
+        # Ours is the only event loop here, and its signals are pytest's.
+        serve = asyncio.create_task(server._serve([listening]))
+        await until(lambda: server.started)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            surface.hang_up()
+            server.should_exit = True
+            await serve
+
+
+async def until(holds: Callable[[], bool], patience: float = PATIENCE) -> None:
+    """Wait until something holds; fail if it does not within ``patience`` seconds."""
+    async with asyncio.timeout(patience):
+        while not holds():  # noqa: ASYNC110 - what is waited for has no event to set
+            await asyncio.sleep(0.005)
+
+
+async def soon[T](result: Any, patience: float = PATIENCE) -> T:
+    """Return an awaitable's result; fail if it takes longer than ``patience`` seconds."""
+    value: T = await asyncio.wait_for(result, patience)
+    return value
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the URL of a file."""
+    return f"sqlite:///{path}"
