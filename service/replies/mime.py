@@ -31,6 +31,8 @@ _MAX_EXPANSION: Final = 3
 
 _BLANK_LINE: Final = re.compile(rb"\r?\n\r?\n")
 _LINE: Final = re.compile(rb"\r?\n")
+#: What mbox files and some pipes put first. "From :" is a field and no such line.
+_MBOX_LINE: Final = re.compile(rb"From [^\s:]+ [^\n]{0,100}\d{4}\r?\n")
 _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 _PARAMETER: Final = re.compile(r';\s*([\w!#$%&\'*+.^`|~-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;"]*)')
 _TOKEN: Final = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)\s*(?:;|$)")
@@ -141,7 +143,8 @@ def parse(raw: bytes) -> Part:
     """Return the mail as a tree of parts. Raises Exceeded where it breaks a bound."""
     if len(raw) > MAX_MESSAGE:
         raise Exceeded(Doubt.TOO_BIG, f"{len(raw)} octets")
-    start = raw.find(b"\n") + 1 if raw.startswith(b"From ") else 0  # the line that mbox files begin with
+    envelope = _MBOX_LINE.match(raw)
+    start = envelope.end() if envelope else 0
     end, body = _split(raw, start, len(raw), MAX_HEADER)
     block = raw[start:end]
     if b"\0" in block or b"\r" in block.replace(b"\r\n", b""):

@@ -64,7 +64,7 @@ def _read(mail: Part, sent: Sent) -> tuple[Judgement, str, str]:
     new = new_text(plain, sent)
     from_markup = new_text(marked_up, sent)
     judgement = _judged(new, sent)
-    if not new.lines and from_markup.lines:
+    if not new.lines and (from_markup.lines or from_markup.below):
         new, judgement = from_markup, _judged(from_markup, sent)
     elif judgement.verdict and marked_up:
         other = _judged(from_markup, sent)

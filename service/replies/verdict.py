@@ -28,6 +28,7 @@ MAX_NAMES: Final = 3
 _STOPS: Final = re.compile(r"!+|[.,\u060c\u3001\u3002]")
 #: Emphasis and quotation marks that mail programs and careful people put around a word.
 _WRAPPING: Final = ' *_"`\u201c\u201d\u201e\u00ab\u00bb'
+_BETWEEN: Final = re.compile(r"[\s.,!?;:()\"\u3001\u3002\u060c-]+")
 _QUESTION: Final = re.compile("[?\u061f\u055e]|[\u0370-\u03ff] ?;")
 _PICTOGRAM: Final = re.compile("([\u2600-\u27bf\U0001f300-\U0001faff])")
 _HESITATION: Final = re.compile(r"\.\s*\.|!\s*\.|\.\s*!")
@@ -98,7 +99,7 @@ def _segment(segment: str, language: str, words: Lexicon) -> Judgement | None:
 
 def _why(folded: str, language: str, words: Lexicon) -> Why:
     """Return the likeliest reason why a line is no decision; a help for its writer, nothing rests on it."""
-    line = " ".join(re.split(r"[^\w']+", folded))
+    line = " ".join(_BETWEEN.split(folded))
     approves, declines = (
         any(_holds(line, phrase) for phrase in words.phrases(side)) for side in ("approve", "decline")
     )
