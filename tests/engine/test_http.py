@@ -65,10 +65,9 @@ async def test_a_stock_sdk_works_over_http(engine: EmbeddedEngine) -> None:
 
 
 async def test_a_gateway_without_workers_is_served_by_a_worker_elsewhere(
-    engine: EmbeddedEngine, tmp_path: Path
+    engine: EmbeddedEngine,
 ) -> None:
     """Work aimed at a group reaches whoever listens for it, in this process or another."""
-    assert tmp_path
     async with (
         serving(engine) as url,
         running(url, double, group="workers"),
