@@ -26,6 +26,8 @@ _SKIN_TONES: Final = re.compile("[\U0001f3fb-\U0001f3ff]")
 _SPELLED: Final = str.maketrans({"\u2019": "'", "\u02bc": "'", "\u0131": "i", "\u0640": ""})
 
 
+#: Characters of a folded line: one ligature can stand for eighteen letters.
+MAX_FOLDED: Final = 2_000
 #: Characters of a word that several languages are likely to share.
 _SHORT: Final = 2
 
@@ -163,7 +165,7 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    text = visible(unicodedata.normalize("NFKC", text))
+    text = visible(unicodedata.normalize("NFKC", text))[:MAX_FOLDED]
     text = unicodedata.normalize("NFKD", text.translate(_SPELLED).casefold())
     text = _SKIN_TONES.sub("", _MARKS.sub("", text)).translate(_SPELLED)
     return " ".join(unicodedata.normalize("NFC", text).split())

@@ -212,7 +212,7 @@ class _Tree:
 def _between(raw: bytes, boundary: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield where each part between `boundary` lines starts and ends; an unclosed last part is one."""
     # A literal prefix lets the search skip at memory speed through attachments.
-    line = re.compile(rb"\n--" + re.escape(boundary) + rb"(--)?[ \t]*\r?(?=\n|\Z)")
+    line = re.compile(rb"\n--" + re.escape(boundary) + rb"(--)?[ \t]*+\r?(?=\n|\Z)")
     opened: int | None = None
     for match in line.finditer(raw, max(start - 1, 0), end):
         if opened is not None:

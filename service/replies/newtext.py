@@ -207,11 +207,12 @@ class _Quotation:
         return len(between) <= _ATTRIBUTION and closed and not decides and "\0" not in joined
 
     def _broken_off(self, at: int) -> bool:
-        """Tell whether an unmarked line is the wrapped end or beginning of a quoted one."""
+        """Tell whether an unmarked line is a piece of a quoted one: ours, with its neighbours."""
         words = self.lines[at].words
-        before = next((line.words for line in reversed(self.lines[max(at - RUN, 0) : at]) if line.words), ())
-        after = next((line.words for line in self.lines[at + 1 : at + 1 + RUN] if line.words), ())
-        return self.letter.wrote([*before[-2:], *words]) or self.letter.wrote([*words, *after[:2]])
+        before = [word for line in self.lines[max(at - 2 * RUN, 0) : at] for word in line.words][1 - RUN :]
+        after = [word for line in self.lines[at + 1 : at + 1 + 2 * RUN] for word in line.words][: RUN - 1]
+        around = ([*before, *words], [*words, *after], [*before[-1:], *words, *after[:1]])
+        return any(map(self.letter.wrote, around))
 
 
 def _signed_off(lines: Sequence[_Line], words: Lexicon) -> list[_Line]:
