@@ -1,0 +1,266 @@
+# ruff: noqa: INP001 - run as python -m benchmarks.engine, from the root
+"""How fast the engine is: ``python -m benchmarks.engine`` prints one JSON line.
+
+Each engine is measured in a process of its own, under the stock SDK and the
+same workflow: a step, then a wait for a decision. Beside the embedded engine
+with 0, 10,000 and 100,000 approvals pending stands the SDK's in-memory
+connection, and a server where ``RESONATE_URL`` names one.
+
+starts_s     approvals started and blocked on their decision, per second, all at once
+decides_s    approvals decided and done, per second, all at once
+ack_ms       a decision until it is acknowledged, one at a time, p50 and p99
+resumed_ms   a decision until the workflow runs on, one at a time, p50 and p99
+open_ms      opening the file until requests are answered
+pending_kib  memory of the process per pending approval, over an empty engine
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from resonate.context import Context
+from resonate.resonate import Resonate
+from resonate.retry import Never
+from resonate.types import Value
+from resonate_base import Network
+
+from service.engine import open_engine
+from service.engine.database import Database, Job
+from service.engine.wire import read_call
+
+#: Approvals started and decided at once, and clicks measured one by one.
+BURST = 1000
+CLICKS = 200
+
+LIFE = timedelta(days=30)
+
+
+class Counting:
+    """A network that counts what it was asked."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.suspended = 0
+        self.reached = asyncio.Event()
+        self.target = 0
+
+    async def start(self) -> None:
+        """Start the network."""
+        await self._network.start()
+
+    async def stop(self) -> None:
+        """Stop the network."""
+        await self._network.stop()
+
+    async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
+        """Pass a request on; note it if a task went to sleep."""
+        answer = await self._network.send(req, headers)
+        if req.startswith('{"kind":"task.suspend"') and '"status":200' in answer:
+            self.suspended += 1
+            if self.suspended == self.target:
+                self.reached.set()
+        return answer
+
+    def expect(self, more: int) -> asyncio.Event:
+        """Return an event that is set once so many more tasks sleep."""
+        self.target = self.suspended + more
+        self.reached = asyncio.Event()
+        return self.reached
+
+
+def fill(file: Path, pending: int) -> None:
+    """Put pending approvals into a file, by the engine's own transactions."""
+    database = Database(file)
+    database.open()
+    far = time.time_ns() // 1_000_000 + 30 * 24 * 3600 * 1000
+
+    def request(kind: str, **data: Any) -> Job:
+        body = json.dumps({"kind": kind, "head": {"corrId": "c"}, "data": data})
+        return Job(partial(database.answer, read_call(body), endless=True), lambda _: None)
+
+    def create(id_: str, parent: str, **tags: str) -> dict[str, Any]:
+        named = {f"resonate:{name}": value for name, value in tags.items()}
+        lineage = {"resonate:origin": parent, "resonate:parent": parent, "resonate:branch": parent}
+        data = {"id": id_, "timeoutAt": far, "param": {"data": "x" * 120}, "tags": named | lineage}
+        return {"kind": "promise.create", "head": {}, "data": data}
+
+    jobs = []
+    for number in range(pending):
+        id_ = f"old{number}"
+        action = create(id_, id_, target="poll://any@approvals", scope="global")
+        jobs += [
+            request("task.create", pid="p", ttl=60_000, action=action),
+            request("task.fence", id=id_, version=1, action=create(f"{id_}:1", id_, scope="local")),
+            request("task.fence", id=id_, version=1, action=create(f"{id_}:2", id_, external="true")),
+            request(
+                "task.suspend",
+                id=id_,
+                version=1,
+                actions=[{"kind": "", "head": {}, "data": {"awaited": f"{id_}:2", "awaiter": id_}}],
+            ),
+        ]
+        if len(jobs) >= 4000:
+            assert all(b'"status":200' in outcome for outcome in database.run(jobs))
+            jobs = []
+    if jobs:
+        database.run(jobs)
+    database.close()
+
+
+def rss_kib() -> float:
+    """Return the memory of this process now, in KiB."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except FileNotFoundError:
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return pages * resource.getpagesize() / 1024
+
+
+async def measure(url: str, pending: int, burst: int, clicks: int) -> dict[str, float]:
+    """Measure one engine."""
+    begun = time.perf_counter()
+    engine = open_engine(url)
+    await engine.start()
+    figures = {"pending": float(pending), "open_ms": (time.perf_counter() - begun) * 1000}
+    network = Counting(engine.network)
+    engine = dataclasses.replace(engine, network=network)
+    r = Resonate(
+        network=network, sources=engine.sources, group=engine.group, pid=engine.pid,
+        heartbeat=engine.heartbeat, retry_policy=Never(), env={}, autostart=False,
+    )  # fmt: skip
+    resumed: dict[str, float] = {}
+
+    async def step(_: Context) -> str:
+        return "letter sent"
+
+    async def approval(ctx: Context, id_: str) -> Any:
+        await ctx.run(step)
+        decision = await ctx.promise(timeout=LIFE)
+        resumed[id_] = time.perf_counter()
+        return decision
+
+    r.register(approval)
+    r.start()
+    await r.options(timeout=LIFE).rpc("warm", "approval", "warm").id()
+    start = partial(_start, r)
+    ids = [f"b{n}" for n in range(burst)]
+    blocked = network.expect(burst)
+    begun = time.perf_counter()
+    handles = [start(id_) for id_ in ids]
+    await blocked.wait()
+    figures["starts_s"] = burst / (time.perf_counter() - begun)
+
+    begun = time.perf_counter()
+    await _at_most(64, [partial(r.promises.resolve, f"{id_}:2", Value(data="approve")) for id_ in ids])
+    await asyncio.gather(*(handle.result() for handle in handles))
+    figures["decides_s"] = burst / (time.perf_counter() - begun)
+
+    acknowledged, ran_on = [], []
+    for number in range(clicks):
+        id_ = f"c{number}"
+        blocked = network.expect(1)
+        handle = start(id_)
+        await blocked.wait()
+        clicked = time.perf_counter()
+        await r.promises.resolve(f"{id_}:2", Value(data="approve"))
+        acknowledged.append((time.perf_counter() - clicked) * 1000)
+        await handle.result()
+        ran_on.append((resumed[id_] - clicked) * 1000)
+    for name, values in (("ack_ms", acknowledged), ("resumed_ms", ran_on)):
+        cuts = statistics.quantiles(values, n=100)
+        figures |= {f"{name}_p50": cuts[49], f"{name}_p99": cuts[98]}
+    await r.stop()
+    await engine.close()
+    return {name: round(value, 2) for name, value in figures.items()}
+
+
+def _start(r: Resonate, id_: str) -> Any:
+    return r.options(timeout=LIFE).rpc(id_, "approval", id_)
+
+
+async def _at_most(width: int, calls: list[Callable[[], Coroutine[Any, Any, Any]]]) -> None:
+    gate = asyncio.Semaphore(width)
+
+    async def one(call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        async with gate:
+            await call()
+
+    await asyncio.gather(*(one(call) for call in calls))
+
+
+async def resting(url: str) -> float:
+    """Return the memory of a process that has an engine open and does nothing, in KiB."""
+    engine = open_engine(url)
+    await engine.start()
+    network = engine.network
+    await network.start()
+    kib = rss_kib()
+    await engine.close()
+    return kib
+
+
+def child(*arguments: str) -> Any:
+    """Run a part of this in a process of its own; return what it prints."""
+    command = [sys.executable, "-m", "benchmarks.engine", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)  # noqa: S603 - ourselves
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Measure every engine in turn and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pending", type=int, nargs="*", default=[0, 10_000, 100_000])
+    parser.add_argument("--burst", type=int, default=BURST)
+    parser.add_argument("--clicks", type=int, default=CLICKS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--resting", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--directory", type=Path, help="where the file is made (default: the temporary directory)"
+    )
+    options = parser.parse_args()
+    if options.measure:
+        print(
+            json.dumps(
+                asyncio.run(measure(options.measure, options.pending[0], options.burst, options.clicks))
+            )
+        )
+        return
+    if options.resting:
+        print(json.dumps(asyncio.run(resting(options.resting))))
+        return
+    sizes = ["--burst", str(options.burst), "--clicks", str(options.clicks)]
+    figures: dict[str, Any] = {"cores": os.cpu_count(), "python": sys.version.split()[0], "embedded": []}
+    empty = None
+    for pending in options.pending:
+        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+            file = Path(directory) / "bench.db"
+            fill(file, pending)
+            resting_kib = child("--resting", f"sqlite:///{file}")
+            one = child("--measure", f"sqlite:///{file}", "--pending", str(pending), *sizes)
+        if pending and empty is not None:
+            one["pending_kib"] = round((resting_kib - empty) / pending, 2)
+        elif not pending:
+            empty = resting_kib
+        figures["embedded"].append(one)
+    figures["sdk_memory"] = child("--measure", "memory:", "--pending", "0", *sizes)
+    server = os.environ.get("RESONATE_URL")
+    if server:
+        figures["server"] = child("--measure", server, "--pending", "0", *sizes)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
