@@ -120,6 +120,7 @@ def test_c6_resume_skips_an_awaiter_past_its_own_deadline(bench: Bench) -> None:
     bench.clock.now += 100
     bench.settle("p")
     assert bench.offers() == []
+    assert bench.stored()["tasks"][0][1] == "suspended"
     assert bench.task_state("w") == "fulfilled"
 
 
