@@ -151,6 +151,20 @@ async def test_what_a_lost_listener_did_not_take_goes_to_another(client: httpx.A
         assert await next_task(second.aiter_lines()) == "a"
 
 
+async def test_what_was_sent_into_a_broken_stream_goes_to_who_is_left(client: httpx.AsyncClient) -> None:
+    """A worker that was handed a task and vanished before it acquired it."""
+    tags = {"resonate:target": f"{TARGET}/w1"}
+    async with client.stream("GET", "/poll/workers/w2") as second:
+        others = second.aiter_lines()
+        await soon(anext(others))
+        async with client.stream("GET", "/poll/workers/w1") as first:
+            lines = first.aiter_lines()
+            await soon(anext(lines))
+            await post(client, "promise.create", id="a", timeoutAt=FAR, tags=tags)
+            assert await next_task(lines) == "a"
+        assert await next_task(others) == "a"
+
+
 async def test_leases_over_http_end_with_their_ttl(client: httpx.AsyncClient) -> None:
     """A worker elsewhere can die while the engine lives."""
     action = {
