@@ -87,7 +87,13 @@ class Lexicon:
         self.forwarded = self._union("forwarded")
         self.signatures = tuple(sorted(self._union("signatures")))
         self.out_of_office = tuple(sorted(self._union("out_of_office")))
-        spoken = (*self.phrases("approve"), *self.phrases("decline"), *self._negations, *self._conditions)
+        said = [*self._everywhere.items(), *((p, (c, ())) for t in self._here.values() for p, c in t.items())]
+        #: Every phrase of each side, of all languages.
+        self.phrases: dict[Choice, frozenset[str]] = {
+            "approve": frozenset(phrase for phrase, (choice, _) in said if choice == "approve"),
+            "decline": frozenset(phrase for phrase, (choice, _) in said if choice == "decline"),
+        }
+        spoken = (*(phrase for phrase, _ in said), *self._negations, *self._conditions)
         #: Every word of a phrase, a denial or a condition.
         self.weighty = frozenset(word for phrase in spoken for word in phrase.split())
         self.labels: dict[str, frozenset[str]] = {}
@@ -116,17 +122,11 @@ class Lexicon:
 
     def negations(self, languages: Collection[str]) -> set[str]:
         """Return the words that deny in `languages`, and those of all others that can't be mistaken."""
-        return {word for word, tags in self._negations.items() if _telling(word) or tags & {*languages}}
+        return _of(self._negations, languages)
 
     def conditions(self, languages: Collection[str]) -> set[str]:
         """Return the words that begin a condition, likewise."""
-        return {word for word, tags in self._conditions.items() if _telling(word) or tags & {*languages}}
-
-    def phrases(self, choice: Choice) -> frozenset[str]:
-        """Return every folded phrase of one side, of all languages."""
-        everywhere = {phrase for phrase, (side, _) in self._everywhere.items() if side == choice}
-        here = {phrase for table in self._here.values() for phrase, side in table.items() if side == choice}
-        return frozenset(everywhere | here)
+        return _of(self._conditions, languages)
 
     def _by_word(self, name: str) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
@@ -137,6 +137,10 @@ class Lexicon:
 
     def _union(self, name: str) -> frozenset[str]:
         return frozenset(fold(word) for words in self.languages.values() for word in getattr(words, name))
+
+
+def _of(words: dict[str, set[str]], languages: Collection[str]) -> set[str]:
+    return {word for word, tags in words.items() if _telling(word) or not tags.isdisjoint(languages)}
 
 
 def _telling(word: str) -> bool:

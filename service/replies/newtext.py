@@ -15,7 +15,7 @@ from typing import Final
 from service.replies.lexicon import Lexicon, fold, lexicon, visible
 from service.replies.markup import CUT
 from service.replies.values import Sent
-from service.replies.verdict import judge
+from service.replies.verdict import decides
 
 #: Lines of a text, and characters of a line, that are looked at.
 MAX_LINES: Final = 2_000
@@ -26,6 +26,8 @@ RUN: Final = 3
 MIN_TOKEN: Final = 20
 #: Lines within which Outlook's rows follow one another, and those of an attribution.
 _ROWS, _ATTRIBUTION = 6, 4
+#: Lines with text at the end of a reply among which a phone's signature is looked for.
+_SIGNED: Final = 3
 
 _WORD: Final = re.compile(r"\w+")
 _ROW: Final = re.compile(r"[*_ ]*([^\W\d_][^:*]{0,30}?)[*_ ]*:[*_ ]*(?=\s|\S)")
@@ -47,7 +49,7 @@ class NewText:
 
 
 class Letter:
-    """The sent letter as it is recognised in a quotation."""
+    """The sent letter as it is recognised in a quotation; made once a mail."""
 
     def __init__(self, sent: Sent) -> None:
         local, _, _ = sent.reply_address.rpartition("@")
@@ -78,9 +80,9 @@ class _Line:
     label: frozenset[str]
 
 
-def new_text(lines: Iterable[str], sent: Sent) -> NewText:
+def new_text(lines: Iterable[str], letter: Letter) -> NewText:
     """Return what of `lines` its sender wrote; linear in their length, never raises."""
-    return _Quotation(lines, sent).new()
+    return _Quotation(lines, letter).new()
 
 
 def _seen(text: str, words: Lexicon) -> _Line:
@@ -94,9 +96,9 @@ def _seen(text: str, words: Lexicon) -> _Line:
 class _Quotation:
     """The lines of one text, and where in them our letter is quoted."""
 
-    def __init__(self, lines: Iterable[str], sent: Sent) -> None:
+    def __init__(self, lines: Iterable[str], letter: Letter) -> None:
         self.words = lexicon()
-        self.letter = Letter(sent)
+        self.letter = letter
         self.lines = [_seen(text, self.words) for text, _ in zip(lines, range(MAX_LINES), strict=False)]
         self.first = next((i for i, line in enumerate(self.lines) if line.text), len(self.lines))
         self.start = next((i for i in range(self.first, len(self.lines)) if self._starts(i)), len(self.lines))
@@ -166,7 +168,7 @@ class _Quotation:
 
     def _decides(self, line: _Line) -> bool:
         """Tell a line that is a verdict or begins with one: never an attribution."""
-        if judge(line.text, self.letter.language).verdict:
+        if decides(line.text, self.letter.language):
             return True
         return bool(line.words) and self.words.verdict(line.words[0], self.letter.language) is not None
 
@@ -192,9 +194,9 @@ class _Quotation:
             elif not line.quoted:
                 if _SIGNATURE.fullmatch(line.text) or self._separates(at) or self._ours(line):
                     break
-                if not self._broken_off(at) and not _mobile(line, self.words):
+                if not self._broken_off(at):
                     kept.append(line)
-        return kept, True
+        return _signed_off(kept, self.words), True
 
     def _attributed(self, quoted: int) -> bool:
         """Tell whether nothing but an attribution stands between the start and the first quoted line."""
@@ -216,13 +218,11 @@ class _Quotation:
 
 
 def _signed_off(lines: Sequence[_Line], words: Lexicon) -> list[_Line]:
-    """Return `lines` without signature: all below ``-- ``, and "Sent from my phone"."""
+    """Return `lines` without signature: all below ``-- ``, and "Sent from my phone" near the end."""
     end = next((i for i, line in enumerate(lines) if _SIGNATURE.fullmatch(line.text)), len(lines))
-    return [line for line in lines[:end] if not _mobile(line, words)]
-
-
-def _mobile(line: _Line, words: Lexicon) -> bool:
-    return line.folded.lstrip("*_<[ ").startswith(words.signatures)
+    last = [i for i in range(end) if lines[i].text][-_SIGNED:]
+    mobile = {i for i in last if lines[i].folded.lstrip("*_<[ ").startswith(words.signatures)}
+    return [line for i, line in enumerate(lines[:end]) if i not in mobile]
 
 
 def _trimmed(lines: Sequence[str]) -> tuple[str, ...]:

@@ -9,11 +9,11 @@ from typing import Final
 from service.replies.lexicon import visible
 from service.replies.markup import CUT, STRUCK, lines_of
 from service.replies.mime import Exceeded, Part, parse
-from service.replies.newtext import NewText, new_text
+from service.replies.newtext import Letter, NewText, new_text
 from service.replies.sender import message_id_of, sender_of
 from service.replies.signals import ignored
 from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
-from service.replies.verdict import Judgement, greets, judge, takes_back
+from service.replies.verdict import Judgement, decides, greets, judge, takes_back
 
 #: Characters of a comment, and of what a letter that asks back repeats.
 MAX_COMMENT: Final = 4_000
@@ -40,16 +40,16 @@ def read_reply(raw: bytes, sent: Sent, *, envelope_from: str | None = None) -> R
     except Exceeded as exc:
         return Unverified(doubt=exc.doubt, detail=exc.detail)
     message_id = message_id_of(mail.headers)
-    if silence := ignored(mail, sent, envelope_from):
+    claimed = _sender(mail)
+    sender = claimed if isinstance(claimed, str) else None
+    if silence := ignored(mail, sent, sender=sender, envelope_from=envelope_from):
         text = _out_of_office_text(mail, sent) if silence.reason is Reason.OUT_OF_OFFICE else ""
         return replace(silence, text=text, message_id=message_id)
-    try:
-        sender = sender_of(mail.headers)
-    except Exceeded as exc:
-        return Unverified(doubt=exc.doubt, detail=exc.detail, message_id=message_id)
+    if isinstance(claimed, Exceeded):
+        return Unverified(doubt=claimed.doubt, detail=claimed.detail, message_id=message_id)
     judgement, comment, read = _read(mail, sent)
     return Reply(
-        sender=sender,
+        sender=claimed,
         verdict=judgement.verdict,
         why=judgement.why,
         comment=comment,
@@ -59,10 +59,17 @@ def read_reply(raw: bytes, sent: Sent, *, envelope_from: str | None = None) -> R
     )
 
 
+def _sender(mail: Part) -> str | Exceeded:
+    try:
+        return sender_of(mail.headers)
+    except Exceeded as exc:
+        return exc
+
+
 def _read(mail: Part, sent: Sent) -> tuple[Judgement, str, str]:
     plain, marked_up = _bodies(mail)
-    new = new_text(plain, sent)
-    from_markup = new_text(marked_up, sent)
+    letter = Letter(sent)
+    new, from_markup = new_text(plain, letter), new_text(marked_up, letter)
     judgement = _judged(new, sent)
     if not new.lines and (from_markup.lines or from_markup.below):
         new, judgement = from_markup, _judged(from_markup, sent)
@@ -106,7 +113,7 @@ def _taken_back(said: Judgement, rest: Sequence[str], sent: Sent) -> Why | None:
         return Why.QUESTION
     if takes_back(filled[0], {*said.languages, sent.language}):
         return Why.CONDITION
-    verdicts = {judge(line, sent.language).verdict for line in filled}
+    verdicts = {decides(line, sent.language) for line in filled}
     return Why.BOTH if verdicts - {None, said.verdict} else None
 
 
@@ -164,7 +171,8 @@ def _unflowed(lines: list[str], *, delsp: bool) -> list[str]:
 
 def _out_of_office_text(mail: Part, sent: Sent) -> str:
     plain, marked_up = _bodies(mail)
-    new = new_text(plain, sent).lines or new_text(marked_up, sent).lines
+    letter = Letter(sent)
+    new = new_text(plain, letter).lines or new_text(marked_up, letter).lines
     return _capped("\n".join(map(_clean, new)).strip(), MAX_COMMENT)
 
 

@@ -42,14 +42,6 @@ def sender_of(headers: Headers) -> str:
         raise Exceeded(Doubt.MALFORMED_SENDER, str(exc)) from exc
 
 
-def likely_sender(headers: Headers) -> str | None:
-    """Return the sender where there is exactly one, else None: for the record, never for trust."""
-    try:
-        return sender_of(headers)
-    except Exceeded:
-        return None
-
-
 def message_id_of(headers: Headers) -> str | None:
     """Return the one Message-ID, angle brackets included, where it is well formed."""
     values = headers.all("message-id")

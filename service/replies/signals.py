@@ -10,7 +10,6 @@ from typing import Final
 
 from service.replies.lexicon import fold, lexicon
 from service.replies.mime import Headers, Part, decoded
-from service.replies.sender import likely_sender
 from service.replies.values import Bounce, Ignored, Reason, Sent
 from service.requests import canonical_address
 
@@ -76,8 +75,10 @@ class _Facts:
         return _keyword(self.mail.headers.first("precedence"))
 
 
-def ignored(mail: Part, sent: Sent, envelope_from: str | None) -> Ignored | None:
+def ignored(mail: Part, sent: Sent, *, sender: str | None, envelope_from: str | None) -> Ignored | None:
     """Return why `mail` is neither acted on nor answered, or None where a person may have written it.
+
+    `sender` is its one From, or None where that can't be told.
 
     The first of these that holds:
 
@@ -97,7 +98,7 @@ def ignored(mail: Part, sent: Sent, envelope_from: str | None) -> Ignored | None
 
     X-Auto-Response-Suppress proves nothing: people's own mail carries it too.
     """
-    facts = _Facts(mail, sent, envelope_from, likely_sender(mail.headers), subject_of(mail.headers))
+    facts = _Facts(mail, sent, envelope_from, sender, subject_of(mail.headers))
     for reason, holds in _RULES:
         if (detail := holds(facts)) is not None:
             bounce = _bounce(facts) if reason is Reason.BOUNCE else None
@@ -123,7 +124,8 @@ def _bounced(facts: _Facts) -> str | None:
 
 def _out_of_office(facts: _Facts) -> str | None:
     words = lexicon()
-    found = next((phrase for phrase in words.out_of_office if facts.subject.startswith(phrase)), "")
+    absent = facts.subject.startswith(words.out_of_office)
+    found = next(filter(facts.subject.startswith, words.out_of_office)) if absent else ""
     if found and not fold(facts.sent.subject[:MAX_SUBJECT]).startswith(found):
         return found
     vacation = facts.header(*_VACATION) or "vacation" in facts.mail.headers.first("auto-submitted").lower()

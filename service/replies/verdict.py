@@ -44,26 +44,42 @@ class Judgement:
 
 
 def judge(line: str, language: str) -> Judgement:
-    """Return what `line` decides in answer to a letter in `language`; never raises."""
+    """Return what `line` decides in answer to a letter in `language`, or why nothing; never raises."""
+    folded = _folded(line)
+    said = _said(folded, language)
+    if isinstance(said, Why):
+        return Judgement(None, said)
+    return said or Judgement(None, _likely(folded, language))
+
+
+def decides(line: str, language: str) -> Choice | None:
+    """Return the verdict of `judge` alone, which takes a hundredth of its time on a line without one."""
+    said = _said(_folded(line), language)
+    return said.verdict if isinstance(said, Judgement) else None
+
+
+def _folded(line: str) -> str:
+    return " ".join(_PICTOGRAM.sub(r" \1 ", fold(line[: MAX_LINE + 1])).split())
+
+
+def _said(folded: str, language: str) -> Judgement | Why | None:
+    """Return a verdict, a certain reason for none, or None where the line is of no known form."""
     words = lexicon()
-    folded = " ".join(_PICTOGRAM.sub(r" \1 ", fold(line[: MAX_LINE + 1])).split())
-    if len(line) > MAX_LINE:
-        return Judgement(None, _why(folded, language, words))
     if _QUESTION.search(folded):
-        return Judgement(None, Why.QUESTION)
-    if _HESITATION.search(folded):
-        return Judgement(None, Why.UNKNOWN_WORDS)
+        return Why.QUESTION
+    if len(folded) > MAX_LINE or _HESITATION.search(folded):
+        return None
     found: Judgement | None = None
     for segment in filter(None, (part.strip(_WRAPPING) for part in _STOPS.split(folded.strip(_WRAPPING)))):
         said = _segment(segment, language, words)
         if said is None:
             if found is None or not words.courtesy(segment, found.languages):
-                return Judgement(None, _why(folded, language, words))
+                return None
         elif found is not None and found.verdict != said.verdict:
-            return Judgement(None, Why.BOTH)
+            return Why.BOTH
         else:
             found = found or said
-    return found or Judgement(None, Why.UNKNOWN_WORDS if folded else Why.EMPTY)
+    return found
 
 
 def greets(line: str) -> bool:
@@ -97,13 +113,11 @@ def _segment(segment: str, language: str, words: Lexicon) -> Judgement | None:
     return None
 
 
-def _why(folded: str, language: str, words: Lexicon) -> Why:
+def _likely(folded: str, language: str) -> Why:
     """Return the likeliest reason why a line is no decision; a help for its writer, nothing rests on it."""
-    line = " ".join(_BETWEEN.split(folded))
-    approves, declines = (
-        any(_holds(line, phrase) for phrase in words.phrases(side)) for side in ("approve", "decline")
-    )
-    if approves and declines:
+    words = lexicon()
+    line = " ".join(_BETWEEN.split(folded[:MAX_LINE]))
+    if all(any(_holds(line, phrase) for phrase in words.phrases[side]) for side in words.phrases):
         return Why.BOTH
     if any(_holds(line, word) for word in words.conditions({language})):
         return Why.CONDITION

@@ -106,7 +106,8 @@ def replies_above(answer: str, letter: Sent, tongue: Tongue, width: int | None) 
         f"{html.escape(attribution)}<br></div><blockquote>{quoted}</blockquote></div>"
     )
     shown_rows = html.escape(rows(tongue, letter.subject)).replace("\n", "<br>")
-    outlook_html = f"{paragraphs(answer)}<div style='border:none;border-top:solid #E1E1E1 1.0pt'><p>{shown_rows}</p></div>{quoted}"
+    rule = "border:none;border-top:solid #E1E1E1 1.0pt"
+    outlook_html = f'{paragraphs(answer)}<div style="{rule}"><p>{shown_rows}</p></div>{quoted}'
     return {
         "gmail": both(f"{answer}\n\n{attribution}\n\n{marked(letter.text, width)}\n", gmail),
         "gmail html": mail(gmail, content_type=HTML),
@@ -142,7 +143,7 @@ def verdicts(replies: dict[str, bytes], letter: Sent) -> dict[str, str | None]:
 
 
 @given(subjects, messages, tongues, widths)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_quotation_alone_decides_nothing(
     subject: str, message: str, tongue: Tongue, width: int | None
 ) -> None:
@@ -153,7 +154,7 @@ def test_a_quotation_alone_decides_nothing(
 
 
 @given(subjects, messages, tongues, st.sampled_from(("approve", "decline")), widths)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_an_answer_is_read_right_or_asked_back(
     subject: str, message: str, tongue: Tongue, choice: str, width: int | None
 ) -> None:
@@ -170,7 +171,7 @@ def test_an_answer_is_read_right_or_asked_back(
     st.sampled_from(("approve?", "do not approve", "approve if cheap", "ok", "yes no")),
     widths,
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_no_answer_stays_none(message: str, tongue: Tongue, answer: str, width: int | None) -> None:
     """No quoting turns a question, a denial or a condition into a decision."""
     letter = sent("Team trip to Paris in May", message)

@@ -1,0 +1,171 @@
+"""The word lists hold nothing that means two things."""
+
+from itertools import product
+from typing import Final
+
+import pytest
+
+from service.domain import Choice
+from service.replies.lexicon import fold, lexicon
+from service.replies.values import Why
+from service.replies.verdict import decides, greets, judge, takes_back
+
+WORDS: Final = lexicon()
+CHOICES: Final[tuple[Choice, ...]] = ("approve", "decline")
+REQUIRED: Final = {
+    "en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "nb", "fi", "pl", "cs", "ru", "uk", "tr", "el",
+    "he", "ar", "ja", "zh", "ko",
+}  # fmt: skip
+
+
+def spaceless(phrase: str) -> bool:
+    """Tell Thai, Han, kana and Hangul, which are searched without spaces."""
+    return phrase > "\u0e00"
+
+
+def holds(phrase: str, other: str) -> bool:
+    """Tell whether `phrase` has `other` inside, as words."""
+    return other in phrase if spaceless(other) else f" {other} " in f" {phrase} "
+
+
+def test_the_required_languages_have_words() -> None:
+    """Each language that is promised has words to approve and to decline, and the rest of its lists."""
+    assert set(WORDS.languages) >= REQUIRED
+    assert len(WORDS.languages) - 1 >= 25
+    for tag in set(WORDS.languages) - {"zxx"}:
+        words = WORDS.languages[tag]
+        assert words.approve, tag
+        assert words.decline, tag
+        assert all((words.label_from, words.label_sent, words.label_to, words.label_subject)), tag
+        assert all((words.forwarded, words.signatures, words.out_of_office, words.wrote)), tag
+        assert all((words.courtesies, words.greetings, words.negations, words.conditions)), tag
+
+
+def test_no_phrase_says_both() -> None:
+    """What approves in one language declines in none, however it is written."""
+    assert not WORDS.phrases["approve"] & WORDS.phrases["decline"]
+
+
+def test_no_phrase_holds_one_of_the_other_side() -> None:
+    """No phrase is a longer one of the other side, cut short: a denied verdict is on no list."""
+    sides = product(WORDS.phrases["approve"], WORDS.phrases["decline"])
+    assert not [(a, d) for a, d in sides if holds(a, d) or holds(d, a)]
+
+
+def test_no_approval_holds_a_denial() -> None:
+    """No phrase that approves has a word in it that denies in its own language."""
+    found = [
+        (tag, phrase, word)
+        for tag, words in WORDS.languages.items()
+        for phrase in map(fold, words.approve + words.approve_here)
+        for word in map(fold, words.negations)
+        if holds(phrase, word)
+    ]
+    assert not found
+
+
+def test_no_phrase_is_another_languages_condition_unless_known() -> None:
+    """A word that decides somewhere and means "if" elsewhere is on this list, with what was decided."""
+    both = {p for side in CHOICES for p in WORDS.phrases[side]} & set(WORDS.conditions(list(WORDS.languages)))
+    # "sí" and "sì" without accent, asked back in a French letter; Latvian "ja", likewise.
+    assert both == {"si", "ja"}
+    assert WORDS.verdict("si", "fr") is None
+    assert WORDS.verdict("ja", "lv") is None
+
+
+def test_no_courtesy_decides_in_a_language_it_is_mixed_with() -> None:
+    """A word that is polite in one language and a verdict in another counts only in letters of the latter."""
+    everywhere = {
+        phrase
+        for side in CHOICES
+        for phrase in WORDS.phrases[side]
+        if WORDS.courtesy(phrase, list(WORDS.languages)) and WORDS.verdict(phrase, "en")
+    }
+    assert not everywhere
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_phrase_is_read_as_it_is_listed(choice: Choice) -> None:
+    """Each phrase decides where it should: plain, in capitals, with a stop, with thanks of its language."""
+    for tag, words in WORDS.languages.items():
+        everywhere, here = getattr(words, choice), getattr(words, f"{choice}_here")
+        for phrase in everywhere + here:
+            language = tag if phrase in here else "en"
+            for written in (phrase, phrase.upper(), f"{phrase}.", f"  {phrase}! "):
+                judgement = judge(written, language)
+                assert judgement.verdict == choice, (tag, written)
+                assert tag in judgement.languages, (tag, written)
+            for thanks in words.courtesies if tag != "zxx" else ():
+                assert judge(f"{phrase}, {thanks}.", language).verdict == choice, (tag, phrase, thanks)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_no_phrase_decides_when_asked_denied_or_conditional(choice: Choice) -> None:
+    """A question mark, a denial before or a condition after leaves no phrase of any language a verdict."""
+    for tag, words in WORDS.languages.items():
+        for phrase in getattr(words, choice):
+            assert judge(f"{phrase}?", tag).why is Why.QUESTION
+            for word in words.negations:
+                assert decides(f"{word} {phrase}", tag) is None, (tag, word, phrase)
+                assert decides(f"{phrase} {word}", tag) is None, (tag, word, phrase)
+            for word in words.conditions:
+                assert decides(f"{phrase} {word} x", tag) is None, (tag, word, phrase)
+                assert decides(f"{phrase}, {word} x", tag) is None, (tag, word, phrase)
+
+
+def test_a_condition_or_a_bare_denial_below_takes_a_verdict_back() -> None:
+    """Every language's "if", "but", "only" begins a line that does, and its "not" alone is one."""
+    for tag, words in WORDS.languages.items():
+        assert all(takes_back(f"{word} x", [tag]) for word in words.conditions), tag
+        assert all(takes_back(f"{word}.", [tag]) for word in words.negations), tag
+    assert not takes_back("Not urgent.", ["en"])
+    assert not takes_back("De acuerdo.", ["es"])
+
+
+def test_two_verdicts_are_none() -> None:
+    """Every pair of an approval and a refusal, however joined, is asked back."""
+    approvals, refusals = (sorted(WORDS.phrases[side])[::7] for side in CHOICES)
+    for a, d in product(approvals, refusals):
+        assert all(decides(line, "en") is None for line in (f"{a} {d}", f"{d}, {a}", f"{a}. {d}."))
+
+
+@pytest.mark.parametrize(
+    ("phrase", "language", "verdict"),
+    [
+        ("no", "en", "decline"),
+        ("no", "pl", None),
+        ("no", "cs", None),
+        ("ne", "cs", "decline"),
+        ("ne", "en", None),
+        ("tak", "pl", "approve"),
+        ("tak", "da", None),
+        ("igen", "hu", "approve"),
+        ("igen", "sv", None),
+        ("nu", "ro", "decline"),
+        ("nu", "sv", None),
+        ("так", "uk", "approve"),
+        ("так", "ru", None),
+        ("si", "fr", None),
+        ("sí", "es", "approve"),
+    ],
+)
+def test_a_word_counts_where_it_can_mean_one_thing(phrase: str, language: str, verdict: str | None) -> None:
+    """Words that two languages share count only in letters of the language that means them."""
+    assert judge(phrase, language).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "line", ["Hi Bob,", "Hello", "Liebe Anna-Maria!", "Dear Dr. Smith,", "안녕하세요", "Bonjour Zoé"]
+)
+def test_a_greeting_is_no_answer_and_is_passed_over(line: str) -> None:
+    """A greeting and a name or three say nothing about the request."""
+    assert greets(line)
+    assert judge(line, "en").verdict is None
+
+
+@pytest.mark.parametrize(
+    "line", ["Hi, no", "Hello if", "Hi Bob, this one we had before", "Bob,", "Hi 3", "Hey?", "Dear not,", ""]
+)
+def test_a_greeting_with_anything_else_is_not_passed_over(line: str) -> None:
+    """A word of any list, a number or a sentence makes a greeting the first line."""
+    assert not greets(line)
