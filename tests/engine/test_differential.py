@@ -49,6 +49,9 @@ KNOWN = {
     "repeated awaited",
 }
 
+#: Of these, what differs in the answer alone: the family goes on.
+STATELESS = {"bad inner state"}
+
 
 class Other(Protocol):
     """Another engine."""
@@ -159,9 +162,11 @@ def test_ten_thousand_operations_agree(other: Other) -> None:
         if not same:
             assert name in KNOWN, (number, name, kind, data, ours, theirs)
             found[name] += 1
-            given_up = family
+            if name not in STATELESS:
+                given_up = family
     bench.database.close()
-    assert found.total() < OPERATIONS // FAMILY, found
+    # Most families ran to their end: the comparison was one.
+    assert sum(found[name] for name in found if name not in STATELESS) < OPERATIONS // FAMILY // 2, found
 
 
 def ids(family: int) -> list[str]:
