@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from service.engine.database import Database, Job
+from service.engine.database import Database, Job, StorageFault
 from service.engine.transaction import Message
 from service.errors import SettingsError
 
@@ -37,6 +37,7 @@ class Writer:
         self._database = database
         self._outcomes = outcomes
         self._queue: deque[Job] = deque()
+        self._in_hand: list[Job] = []
         self._wake = threading.Condition()
         self._closing = False
         self._nudged = False
@@ -92,6 +93,16 @@ class Writer:
             self._loop()
         finally:
             self._database.close()
+            self._refuse_queued()
+
+    def _refuse_queued(self) -> None:
+        """Answer what is still asked: even a defect that ends the thread must leave nobody waiting."""
+        with self._wake:
+            self._closing = True
+            jobs = [*self._in_hand, *self._queue]
+            self._queue.clear()
+        if jobs:
+            self._outcomes([(job, StorageFault("the engine is closed")) for job in jobs], ())
 
     def _loop(self) -> None:
         swept = time.monotonic()
@@ -104,6 +115,7 @@ class Writer:
                 jobs = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH))]
                 if self._closing and not jobs:
                     return
+            self._in_hand = jobs
             outcomes = self._database.run(jobs)
             if time.monotonic() - swept >= RECLAIM_S:
                 self._database.sweep()
@@ -111,6 +123,7 @@ class Writer:
             messages, self._database.messages = self._database.messages, []
             if outcomes or messages:
                 self._outcomes(list(zip(jobs, outcomes, strict=True)), messages)
+            self._in_hand = []
 
     def _patience(self) -> float:
         """Return how long nothing needs doing, in seconds."""

@@ -288,6 +288,24 @@ async def test_after_close_every_request_is_refused(url: str) -> None:
         await r.promises.search(None, None, None, None)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_writer_that_dies_leaves_nobody_waiting(url: str) -> None:
+    """A defect that ends the thread: what was in hand and what comes is refused."""
+    engine = open_engine(url)
+    await engine.start()
+    r = sdk(engine)
+    database = embedded(engine)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    database.run = die
+    for id_ in ("in hand", "after"):
+        with pytest.raises(ConnectorError, match="closed"):
+            await soon(r.promises.get(id_))
+    await engine.close()
+
+
 async def test_requests_together_share_a_commit(url: str) -> None:
     """A thousand creates at once take far fewer transactions than a thousand."""
     async with running(url) as (engine, r):
