@@ -16,8 +16,9 @@ import msgspec
 from service.domain import Choice
 
 #: Combining marks that people leave out: Latin, Greek and Cyrillic accents, Hebrew
-#: points, Arabic harakat. Not those of Thai or kana, which are letters.
-_MARKS: Final = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u0655\u0670]")
+#: points, Arabic harakat. Not those of Thai or kana, which are letters, nor those that
+#: strike a letter through.
+_MARKS: Final = re.compile("[\u0300-\u0333\u0339-\u036f\u0591-\u05c7\u064b-\u0655\u0670]")
 _INVISIBLE: Final = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
@@ -86,7 +87,8 @@ class Lexicon:
         self.wrote = self._union("wrote")
         self.forwarded = self._union("forwarded")
         self.signatures = tuple(sorted(self._union("signatures")))
-        self.out_of_office = tuple(sorted(self._union("out_of_office")))
+        #: The longest first, so that a word does not hide one that begins with it.
+        self.out_of_office = tuple(sorted(self._union("out_of_office"), key=len, reverse=True))
         said = [*self._everywhere.items(), *((p, (c, ())) for t in self._here.values() for p, c in t.items())]
         #: Every phrase of each side, of all languages.
         self.phrases: dict[Choice, frozenset[str]] = {
@@ -169,7 +171,8 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    text = visible(unicodedata.normalize("NFKC", text))[:MAX_FOLDED]
+    # NFKC makes "No" of the sign that stands before numbers.
+    text = visible(unicodedata.normalize("NFKC", text.replace("\u2116", "nr")))[:MAX_FOLDED]
     text = unicodedata.normalize("NFKD", text.translate(_SPELLED).casefold())
     text = _SKIN_TONES.sub("", _MARKS.sub("", text)).translate(_SPELLED)
     return " ".join(unicodedata.normalize("NFC", text).split())

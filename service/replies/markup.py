@@ -72,9 +72,15 @@ def clients() -> Clients:
     return msgspec.toml.decode(files(__package__).joinpath("clients.toml").read_bytes(), type=Clients)
 
 
-def lines_of(markup: str) -> list[str]:
-    """Return the lines of `markup`, `QUOTED` for each quotation and `CUT` last where the rest is one."""
-    markup = _UNREAD.sub(" ", _COMMENT.sub("", markup.replace("\0", "")))[:MAX_MARKUP]
+def lines_of(markup: str, *, whole: bool = True) -> list[str]:
+    """Return the lines of `markup`, `QUOTED` for each quotation and `CUT` last where the rest is one.
+
+    Where it is not `whole`, or over `MAX_MARKUP`, its last line is left out: it may say
+    more than is seen of it.
+    """
+    markup = _UNREAD.sub(" ", _COMMENT.sub("", markup.replace("\0", "")))
+    whole = whole and len(markup) <= MAX_MARKUP
+    markup = markup[:MAX_MARKUP]
     page = _Page()
     position = 0
     while not page.cut and (start := markup.find("<", position)) >= 0:
@@ -93,7 +99,7 @@ def lines_of(markup: str) -> list[str]:
     if not page.cut:
         page.write(_unescaped(markup[position:]))
     page.end_line()
-    return page.lines
+    return page.lines if whole or page.cut else page.lines[:-1]
 
 
 class _Page:

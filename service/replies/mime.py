@@ -26,6 +26,16 @@ MAX_PART_HEADER: Final = 16 * 1024
 MAX_TEXT: Final = 64 * 1024
 MAX_HTML: Final = 512 * 1024
 
+#: The fields whose values are taken apart: these are bounded by `MAX_FIELD`.
+_READ: Final = {
+    "content-disposition",
+    "content-transfer-encoding",
+    "content-type",
+    "from",
+    "message-id",
+    "subject",
+}
+
 #: Quoted-printable takes three octets for one.
 _MAX_EXPANSION: Final = 3
 
@@ -36,6 +46,7 @@ _MBOX_LINE: Final = re.compile(rb"From [^\s:]+ [^\n]{0,100}\d{4}\r?\n")
 _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 _PARAMETER: Final = re.compile(r';\s*([\w!#$%&\'*+.^`|~-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;"]*)')
 _TOKEN: Final = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)\s*(?:;|$)")
+_PADDING: Final = re.compile(rb"=[=\s]*")
 _NOT_BASE64: Final = bytes(
     set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 )
@@ -132,11 +143,12 @@ class Part:
         disposition = self.headers.first("content-disposition").strip().lower()
         return disposition.startswith("attachment") or "filename" in disposition or "name" in self.parameters
 
-    def text(self) -> str:
-        """Return the body as text, at most `MAX_TEXT` octets of it (`MAX_HTML` for HTML)."""
+    def text(self) -> tuple[str, bool]:
+        """Return the body as text, at most `MAX_TEXT` octets (`MAX_HTML`: HTML), and whether that is all."""
         limit = MAX_HTML if self.content_type == "text/html" else MAX_TEXT
-        data = _transfer_decoded(self.body[: limit * _MAX_EXPANSION], self.headers)[:limit]
-        return decoded(data, self.parameters.get("charset", ""))
+        data = _transfer_decoded(self.body[: limit * _MAX_EXPANSION], self.headers)
+        whole = len(self.body) <= limit * _MAX_EXPANSION and len(data) <= limit
+        return decoded(data[:limit], self.parameters.get("charset", "")), whole
 
 
 def parse(raw: bytes) -> Part:
@@ -149,7 +161,7 @@ def parse(raw: bytes) -> Part:
     block = raw[start:end]
     if b"\0" in block or b"\r" in block.replace(b"\r\n", b""):
         raise Exceeded(Doubt.MALFORMED_HEADER, "NUL or a lone CR")
-    headers = _headers(block, MAX_FIELD)
+    headers = _headers(block)
     if headers.malformed:
         # Programs differ in whether the header block ends here: so would From and what was signed.
         raise Exceeded(Doubt.MALFORMED_HEADER, "a line that is no field")
@@ -206,7 +218,7 @@ class _Tree:
         if self.left < 0:
             raise Exceeded(Doubt.TOO_MANY_PARTS, f"over {MAX_PARTS}")
         header_end, body = _split(self.raw, start, end, MAX_PART_HEADER)
-        return self.part(_headers(self.raw[start:header_end], MAX_FIELD), body, end, depth)
+        return self.part(_headers(self.raw[start:header_end]), body, end, depth)
 
 
 def _between(raw: bytes, boundary: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -238,7 +250,7 @@ def _split(raw: bytes, start: int, end: int, limit: int) -> tuple[int, int]:
     return end, end
 
 
-def _headers(block: bytes, limit: int) -> Headers:
+def _headers(block: bytes) -> Headers:
     malformed = False
     unfolded: list[list[bytes]] = []
     for line in _LINE.split(block):
@@ -254,8 +266,9 @@ def _headers(block: bytes, limit: int) -> Headers:
             malformed = True
             continue
         name, value = match[1].decode("ascii").lower(), match[2].decode("utf-8", "surrogateescape").strip()
-        if len(joined) > limit:
-            raise Exceeded(Doubt.FIELD_TOO_LONG, name[:40])
+        # Mail servers write long fields of their own; those that are not read can't harm.
+        if len(joined) > MAX_FIELD and name in _READ:
+            raise Exceeded(Doubt.FIELD_TOO_LONG, name)
         collected.setdefault(name, []).append(value)
     return Headers({name: tuple(values) for name, values in collected.items()}, malformed)
 
@@ -265,8 +278,13 @@ def _transfer_decoded(data: bytes, headers: Headers) -> bytes:
     if encoding == "quoted-printable":
         return binascii.a2b_qp(data)
     if encoding == "base64":
-        clean = data.partition(b"=")[0].translate(None, _NOT_BASE64)
-        # One character over a group of four holds no whole octet.
-        clean = clean[: len(clean) - (len(clean) % 4 == 1)]
-        return binascii.a2b_base64(clean + b"=" * (-len(clean) % 4))
+        # Gateways append what they have to say after the padding: it is read too.
+        return b"".join(map(_base64_decoded, _PADDING.split(data)))
     return data
+
+
+def _base64_decoded(data: bytes) -> bytes:
+    clean = data.translate(None, _NOT_BASE64)
+    # One character over a group of four holds no whole octet.
+    clean = clean[: len(clean) - (len(clean) % 4 == 1)]
+    return binascii.a2b_base64(clean + b"=" * (-len(clean) % 4))

@@ -17,7 +17,7 @@ from service.replies.markup import CUT
 from service.replies.values import Sent
 from service.replies.verdict import decides
 
-#: Lines of a text, and characters of a line, that are looked at.
+#: Lines of a text that are read, and characters of a line by which it is recognised.
 MAX_LINES: Final = 2_000
 MAX_LINE: Final = 1_000
 #: Words in a row that make a line ours: fewer are anybody's.
@@ -26,6 +26,8 @@ RUN: Final = 3
 MIN_TOKEN: Final = 20
 #: Lines within which Outlook's rows follow one another, and those of an attribution.
 _ROWS, _ATTRIBUTION = 6, 4
+#: Characters of a quoted line from which on a program may have broken it.
+_WRAPPED: Final = 50
 #: Lines with text at the end of a reply among which a phone's signature is looked for.
 _SIGNED: Final = 3
 
@@ -86,8 +88,8 @@ def new_text(lines: Iterable[str], letter: Letter) -> NewText:
 
 
 def _seen(text: str, words: Lexicon) -> _Line:
-    text = visible(text[:MAX_LINE].replace("\xa0", " ")).strip()
-    folded = fold(text)
+    text = visible(text.replace("\xa0", " ")).strip()
+    folded = fold(text[:MAX_LINE])
     row = _ROW.match(folded)
     label = words.labels.get(row[1].strip(), frozenset()) if row else frozenset()
     return _Line(text, folded, tuple(_WORD.findall(folded)), folded.startswith(">"), label)
@@ -194,7 +196,7 @@ class _Quotation:
             elif not line.quoted:
                 if _SIGNATURE.fullmatch(line.text) or self._separates(at) or self._ours(line):
                     break
-                if not self._broken_off(at):
+                if not self._broken_off(at) and not self._perhaps_broken_off(at):
                     kept.append(line)
         return _signed_off(kept, self.words), True
 
@@ -215,6 +217,11 @@ class _Quotation:
         after = [word for line in self.lines[at + 1 : at + 1 + 2 * RUN] for word in line.words][: RUN - 1]
         around = ([*before, *words], [*words, *after], [*before[-1:], *words, *after[:1]])
         return any(map(self.letter.wrote, around))
+
+    def _perhaps_broken_off(self, at: int) -> bool:
+        """Tell a verdict directly below a long quoted line: its end, perhaps, in another letter of ours."""
+        above = self.lines[at - 1]
+        return above.quoted and len(above.text) >= _WRAPPED and self._decides(self.lines[at])
 
 
 def _signed_off(lines: Sequence[_Line], words: Lexicon) -> list[_Line]:

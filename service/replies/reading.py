@@ -123,7 +123,8 @@ def _bodies(mail: Part) -> tuple[list[str], list[str]]:
     marked_up: list[str] = []
     for part in _own_parts(mail):
         if part.content_type == "text/html":
-            marked_up += lines_of(part.text())
+            text, whole = part.text()
+            marked_up += lines_of(text, whole=whole)
         elif part.content_type == "text/plain":
             plain += _lines(part)
     return plain, marked_up
@@ -137,11 +138,12 @@ def _own_parts(part: Part) -> list[Part]:
 
 
 def _lines(part: Part) -> list[str]:
-    text = part.text().replace("\0", "")
-    lines = _NEWLINE.split(text)
-    if part.parameters.get("format", "").lower() != "flowed":
-        return lines
-    return _unflowed(lines, delsp=part.parameters.get("delsp", "").lower() == "yes")
+    text, whole = part.text()
+    lines = _NEWLINE.split(text.replace("\0", ""))
+    if part.parameters.get("format", "").lower() == "flowed":
+        lines = _unflowed(lines, delsp=part.parameters.get("delsp", "").lower() == "yes")
+    # A line that the bound cut off may say more than is seen of it.
+    return lines if whole else lines[:-1]
 
 
 def _unflowed(lines: list[str], *, delsp: bool) -> list[str]:

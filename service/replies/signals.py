@@ -35,6 +35,7 @@ _CHALLENGE_SUBJECT: Final = re.compile(
 _AUTO: Final = ("x-autoreply", "x-autorespond", "x-autoresponder", "x-auto-reply", "x-vacation")
 _VACATION: Final = ("x-vacation", "x-autoreply-from", "x-sieve-vacation")
 _LISTS: Final = ("list-id", "list-post", "mailing-list", "x-mailing-list")
+_ANSWERS: Final = {"reply", "counter", "declinecounter", "refresh"}
 _ACTIONS: Final = {"failed", "delayed", "delivered", "relayed", "expanded"}
 _STATUS: Final = re.compile(r"\s*([245]\.\d{1,3}\.\d{1,3})\b")
 _SYSTEM: Final = {"mailer-daemon", "postmaster", "mail-daemon", "mailerdaemon"}
@@ -92,7 +93,7 @@ def ignored(mail: Part, sent: Sent, *, sender: str | None, envelope_from: str | 
     6. AUTO_REPLY: Auto-Submitted other than ``no``, X-Autoreply and its kin, Precedence auto_reply;
     7. MAILING_LIST: List-Id, List-Post, Mailing-List, Precedence list;
     8. BULK: Precedence bulk or junk;
-    9. CALENDAR: text/calendar with a method: a meeting's "Declined" is no decision;
+    9. CALENDAR: text/calendar that answers: a meeting's "Declined" is no decision;
     10. OWN_ADDRESS: from our own From or reply address;
     11. NULL_SENDER: an empty MAIL FROM, which a person's mail never has.
 
@@ -126,7 +127,11 @@ def _out_of_office(facts: _Facts) -> str | None:
     words = lexicon()
     absent = facts.subject.startswith(words.out_of_office)
     found = next(filter(facts.subject.startswith, words.out_of_office)) if absent else ""
-    if found and not fold(facts.sent.subject[:MAX_SUBJECT]).startswith(found):
+    ours = fold(facts.sent.subject[:MAX_SUBJECT])
+    rest = facts.subject[len(found) :].lstrip()
+    # "Absent: ..." is a program's; "Absent next week, but yes" may be a person's new subject.
+    marked = not rest or " " in found or rest.startswith((":", "-", "re:", "aw:", ours or ":"))
+    if found and marked and not ours.startswith(found):
         return found
     vacation = facts.header(*_VACATION) or "vacation" in facts.mail.headers.first("auto-submitted").lower()
     return "vacation" if vacation and facts.auto_submitted else None
@@ -157,7 +162,8 @@ def _bulk(facts: _Facts) -> str | None:
 
 def _calendar(facts: _Facts) -> str | None:
     parts = (part for part in facts.mail.walk() if part.content_type == "text/calendar")
-    return next((part.parameters["method"] for part in parts if "method" in part.parameters), None)
+    methods = (part.parameters.get("method", "").lower() for part in parts)
+    return next((method for method in methods if method in _ANSWERS), None)
 
 
 def _own_address(facts: _Facts) -> str | None:
@@ -211,7 +217,8 @@ def _bounce(facts: _Facts) -> Bounce:
         failed, _, _ = facts.mail.headers.first("x-failed-recipients").partition(",")
         return Bounce(final_recipient=_recipient(failed))
     fields: dict[str, str] = {}
-    for line in re.sub(r"\r?\n[ \t]+", " ", report.text()).splitlines():
+    text, _ = report.text()
+    for line in re.sub(r"\r?\n[ \t]+", " ", text).splitlines():
         name, colon, value = line.partition(":")
         if colon:
             fields.setdefault(name.strip().lower(), value.strip())

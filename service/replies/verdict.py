@@ -3,9 +3,10 @@
 A line is a decision where it is, from end to end, a phrase of the lists, set apart
 by ``,`` ``.`` or ``!`` from other phrases of the same side and from courtesies::
 
-    line     = segment (stop segment)* stop?      every segment of the same side
+    line     = segment (stop segment)* end?       every segment of the same side
     segment  = phrase courtesy* | courtesy+       courtesies only after a phrase, of its language
-    stop     = "." | "!"+ | ","                   and their Arabic and CJK forms
+    stop     = "," | end                          and their Arabic and CJK forms
+    end      = "." | "!"+
 
 Nothing is searched for: "no rechazo" is "I do not decline" though both its words
 decline. All else is asked back, and the words found only explain why.
@@ -31,6 +32,7 @@ _WRAPPING: Final = ' *_"`\u201c\u201d\u201e\u00ab\u00bb'
 _BETWEEN: Final = re.compile(r"[\s.,!?;:()\"\u3001\u3002\u060c-]+")
 _QUESTION: Final = re.compile("[?\u061f\u055e]|[\u0370-\u03ff] ?;")
 _PICTOGRAM: Final = re.compile("([\u2600-\u27bf\U0001f300-\U0001faff])")
+_UNFINISHED: Final = re.compile(r"[,\u060c\u3001][\s*_]*\Z")
 _HESITATION: Final = re.compile(r"\.\s*\.|!\s*\.|\.\s*!")
 
 
@@ -45,29 +47,29 @@ class Judgement:
 
 def judge(line: str, language: str) -> Judgement:
     """Return what `line` decides in answer to a letter in `language`, or why nothing; never raises."""
-    folded = _folded(line)
-    said = _said(folded, language)
+    said = _said(line, language)
     if isinstance(said, Why):
         return Judgement(None, said)
-    return said or Judgement(None, _likely(folded, language))
+    return said or Judgement(None, _likely(_folded(line), language))
 
 
 def decides(line: str, language: str) -> Choice | None:
     """Return the verdict of `judge` alone, which takes a hundredth of its time on a line without one."""
-    said = _said(_folded(line), language)
+    said = _said(line, language)
     return said.verdict if isinstance(said, Judgement) else None
 
 
 def _folded(line: str) -> str:
-    return " ".join(_PICTOGRAM.sub(r" \1 ", fold(line[: MAX_LINE + 1])).split())
+    return " ".join(_PICTOGRAM.sub(r" \1 ", fold(line[:MAX_LINE])).split())
 
 
-def _said(folded: str, language: str) -> Judgement | Why | None:
+def _said(line: str, language: str) -> Judgement | Why | None:
     """Return a verdict, a certain reason for none, or None where the line is of no known form."""
-    words = lexicon()
+    words, folded = lexicon(), _folded(line)
     if _QUESTION.search(folded):
         return Why.QUESTION
-    if len(folded) > MAX_LINE or _HESITATION.search(folded):
+    # Only the beginning of a long line was looked at, and a comma says that more is to come.
+    if len(line) > MAX_LINE or _HESITATION.search(folded) or _UNFINISHED.search(folded):
         return None
     found: Judgement | None = None
     for segment in filter(None, (part.strip(_WRAPPING) for part in _STOPS.split(folded.strip(_WRAPPING)))):

@@ -2,8 +2,8 @@
 
 ``python -m tests.fuzz.fuzz_replies [options of libFuzzer]`` runs until it is stopped,
 until ``-max_total_time=SECONDS`` has passed or until a mail breaks a promise, which is
-then written to a file. It begins with the seeds beside it and keeps what it finds in
-a new folder ``.fuzz-replies``. Needs atheris; ``--once`` reads the seeds without it.
+then written to a file in ``found``, beside this one, where what it learns is kept too. It
+begins with the seeds. Needs atheris; ``--once`` reads the seeds without it.
 
 The promises: nothing is raised, a reply has exactly one of a verdict and a reason for
 none, what it repeats is bounded and clean, and none takes longer than a second.
@@ -18,7 +18,7 @@ from typing import Any, Final
 from service.replies import MAX_COMMENT, MAX_READ, Reply, Sent, read_reply
 
 SEEDS: Final = Path(__file__).parent / "replies_seeds"
-FOUND: Final = Path(".fuzz-replies")
+FOUND: Final = Path(__file__).parent / "found"
 SENT: Final = Sent(
     subject="Team trip to Paris in May",
     text="Bob Smith asks for your approval:\n\n  Team trip to Paris in May\n\nReply: approve or decline.\n",
@@ -61,7 +61,9 @@ def main() -> None:
         sys.exit("fuzz_replies needs atheris: install it into this environment, or give --once")
     FOUND.mkdir(exist_ok=True)
     atheris.instrument_all()
-    atheris.Setup([sys.argv[0], str(FOUND), str(SEEDS), *sys.argv[1:]], read_one)
+    atheris.Setup(
+        [sys.argv[0], f"-artifact_prefix={FOUND}/", str(FOUND), str(SEEDS), *sys.argv[1:]], read_one
+    )
     atheris.Fuzz()
 
 

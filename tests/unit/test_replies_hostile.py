@@ -7,8 +7,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.replies import Doubt, Ignored, Reason, Reply, Sent, Unverified, read_reply
-from service.replies.markup import lines_of
-from service.replies.mime import MAX_DEPTH, MAX_FIELD, MAX_HEADER, MAX_MESSAGE, MAX_PARTS, decoded, parse
+from service.replies.markup import MAX_MARKUP, lines_of
+from service.replies.mime import (
+    MAX_DEPTH,
+    MAX_FIELD,
+    MAX_HEADER,
+    MAX_MESSAGE,
+    MAX_PARTS,
+    MAX_TEXT,
+    decoded,
+    parse,
+)
 from tests.fixtures.replies import hostile
 from tests.fixtures.replies.mails import FROM, LETTER, REPLY_TO, SUBJECT, mail
 
@@ -103,8 +112,8 @@ def test_no_hostile_mail_decides(name: str) -> None:
     [
         (b"x" * (MAX_MESSAGE + 1), Doubt.TOO_BIG),
         (b"a: b\n" * (MAX_HEADER // 5 + 1), Doubt.HEADER_TOO_LONG),
-        (b"From: a@b.example\nx: " + b"a" * MAX_FIELD + b"\n\n", Doubt.FIELD_TOO_LONG),
-        (b"From: a@b.example\nx: a\n" + b" a\n" * MAX_FIELD + b"\n", Doubt.FIELD_TOO_LONG),
+        (b"From: a@b.example\nSubject: " + b"a" * MAX_FIELD + b"\n\n", Doubt.FIELD_TOO_LONG),
+        (b"From: a@b.example\nSubject: a\n" + b" a\n" * MAX_FIELD + b"\n", Doubt.FIELD_TOO_LONG),
         (b"From: " + b"a" * 1_100 + b"@b.example\n\napprove", Doubt.FIELD_TOO_LONG),
         (HOSTILE["parts-350k"], Doubt.TOO_MANY_PARTS),
         (HOSTILE["parts-nested"], Doubt.TOO_DEEP),
@@ -139,6 +148,32 @@ def test_the_bounds_leave_room_for_honest_mail() -> None:
     reading = read_reply(deep, SENT)
     assert isinstance(reading, Reply)
     assert reading.verdict == "decline"
+
+
+@pytest.mark.parametrize("more", [" if it is cheap", "\nif it is cheap", " \nif it is cheap", ""])
+@pytest.mark.parametrize("flowed", ["", "; format=flowed"])
+def test_a_line_cut_off_by_the_bound_decides_nothing(more: str, flowed: str) -> None:
+    """Where the bound falls on or after an answer below the quotation, what was cut off is not guessed."""
+    head = "On 24/11/2026 10:12, Approvals wrote:\n"
+    room = MAX_TEXT - len(head) - len("approve") - 3
+    quoted = "> " + "x" * 900 + "\n"
+    body = head + quoted * (room // len(quoted))
+    padding = "> " + "y" * (MAX_TEXT - len(body) - len("> \n\napprove")) + "\n\n"
+    raw = mail(
+        f"{body}{padding}approve{more}\nmore and more", content_type=f"text/plain; charset=utf-8{flowed}"
+    )
+    reading = read_reply(raw, SENT)
+    assert isinstance(reading, Reply)
+    assert reading.verdict is None
+
+
+def test_markup_cut_off_by_the_bound_decides_nothing() -> None:
+    """The last line of HTML that is over its bound is left out, wherever the bound falls."""
+    quoted = "<blockquote>" + "x" * (MAX_MARKUP - 200) + "</blockquote>"
+    for pad in range(150, 200):
+        markup = f"{quoted}<p>{' ' * pad}approve <b>only</b> if it is cheap</p>"
+        lines = lines_of(markup)
+        assert "approve" not in lines
 
 
 def test_silence_wins_over_a_bad_sender() -> None:

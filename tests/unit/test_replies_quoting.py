@@ -1,7 +1,10 @@
 """A reply to our own letter, however it is quoted, is read right or asked back: never wrong."""
 
 import html
+from dataclasses import replace
 from datetime import UTC, datetime
+from email import message_from_bytes
+from email.policy import default
 from typing import Final
 
 import pytest
@@ -43,9 +46,11 @@ tongues: Final = st.sampled_from(sorted(TONGUES)).map(TONGUES.__getitem__)
 widths: Final = st.none() | st.integers(20, 78)
 
 
-def sent(subject: str, message: str) -> Sent:
-    """Return the letter that asks about `subject`, as the real templates write it."""
-    at = datetime(2026, 11, 24, 9, 12, tzinfo=UTC)
+AT: Final = datetime(2026, 11, 24, 9, 12, tzinfo=UTC)
+
+
+def ballot(subject: str, message: str) -> Ballot:
+    """Return a ballot of a request about `subject`."""
     ask = Ask(
         approval_id="paris-2026",
         subject=subject,
@@ -53,12 +58,26 @@ def sent(subject: str, message: str) -> Sent:
         facts={"Amount": "4,120 EUR", "Decision": "no"},
         approvers=[Approver(email="ann@corp.example", name="Ann Lee")],
         requester=Person(email="bob@corp.example", name="Bob Smith"),
-        created_at=at,
-        due_at=at.replace(month=12),
+        created_at=AT,
+        due_at=AT.replace(month=12),
     )
     record = BallotRecord(approval_id="paris-2026", position=0, promise="p", arbiter="p")
-    text = LETTERS.request_text(Ballot(key=b"k" * 16, ask=ask, record=record, end=None), CAPS)
+    return Ballot(key=b"k" * 16, ask=ask, record=record, end=None)
+
+
+def sent(subject: str, message: str) -> Sent:
+    """Return the letter that asks about `subject`, as the real templates write it."""
+    text = LETTERS.request_text(ballot(subject, message), CAPS)
     return Sent(subject=subject, text=text, reply_address=REPLY_TO, own_addresses=frozenset({FROM}))
+
+
+def asked_back(read: str) -> str:
+    """Return the plain text of the letter that asks back, having read `read`."""
+    letter = LETTERS.clarification(ballot("Trip", "x"), CAPS, read=read, at=AT, nth="1")
+    body = message_from_bytes(letter.data, policy=default).get_body(("plain",))
+    assert body is not None
+    text: str = body.get_content()
+    return text.replace("\r\n", "\n")
 
 
 def broken(line: str, width: int | None) -> list[str]:
@@ -151,6 +170,20 @@ def test_a_quotation_alone_decides_nothing(
     letter = sent(subject, message)
     replies = replies_above("", letter, tongue, width) | replies_below("", letter, tongue, width)
     assert verdicts(replies, letter) == dict.fromkeys(replies)
+
+
+@given(lines, tongues, st.none() | st.integers(60, 78))
+@settings(max_examples=80, deadline=None)
+def test_a_quotation_of_another_letter_of_ours_decides_nothing(
+    read: str, tongue: Tongue, width: int | None
+) -> None:
+    """A letter that asks back repeats words of an approver; known or not, quoting it is no decision."""
+    request, text = sent("Trip", "x"), asked_back(f"I wonder whether we should {read}")
+    quoted = Sent(subject="Trip", text=text, reply_address=REPLY_TO)
+    replies = replies_above("", quoted, tongue, width) | replies_below("", quoted, tongue, width)
+    assert verdicts(replies, request) == dict.fromkeys(replies)
+    both_letters = replace(request, text=f"{request.text}\n{text}")
+    assert verdicts(replies, both_letters) == dict.fromkeys(replies)
 
 
 @given(subjects, messages, tongues, st.sampled_from(("approve", "decline")), widths)
