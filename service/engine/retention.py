@@ -17,8 +17,9 @@ __all__ = ["KEPT_MS", "Reaper"]
 #: How long a settled root is kept by default: thirty days.
 KEPT_MS: Final = 30 * 24 * 3600 * 1000
 
-#: Promises looked at in one step.
-SLICE: Final = 500
+#: Promises looked at in one step: were all of them roots to forget, requests
+#: would wait some ten milliseconds. Every ten seconds that is 1.7 million a day.
+SLICE: Final = 200
 
 #: When a promise ended or will have ended, in ms; a null is far from over.
 _ENDED: Final = "CASE WHEN state = 'pending' THEN timeout_at ELSE settled_at END"
