@@ -10,7 +10,8 @@ from service.domain import Choice
 class Sent:
     """What we know of the letter that is being answered.
 
-    `text` is its plain-text part; `reply_address` the full signed address;
+    `text` is its plain-text part; where it is not known which of our letters is being
+    answered, all of theirs, joined by line breaks. `reply_address` is the full signed one;
     `own_addresses` ours in canonical form (From, envelope sender); `language` the
     BCP 47 primary subtag that the letter was written in: a word that means
     something else there does not count.
