@@ -173,7 +173,9 @@ class Database:
         except Exception as exc:  # noqa: BLE001 - a defect in one job must not take the others with it
             self._roll_back()
             if not self.faulty:
-                _log.error("engine: nothing was changed: %s", explain(exc))
+                # The file's faults explain themselves; anything else is a defect of ours.
+                known = isinstance(exc, sqlite3.Error | StorageFault)
+                _log.error("engine: nothing was changed: %s", explain(exc), exc_info=None if known else exc)
             self.faulty = True
             if len(jobs) == 1 and not fire:
                 fault = StorageFault(explain(exc))
