@@ -5,8 +5,8 @@ Nothing here does I/O. Times are aware UTC datetimes, addresses are canonical.
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 import msgspec
 
@@ -102,6 +102,23 @@ def ballot_key(approval_id: str, email: str) -> bytes:
     return hashlib.blake2b(
         f"{approval_id}\0{email}".encode(), digest_size=16, person=b"approvals ballot"
     ).digest()
+
+
+def to_wire(value: msgspec.Struct) -> dict[str, Any]:
+    """Return `value` as JSON values, its times RFC 3339 with milliseconds and zone."""
+
+    def timed(part: object) -> object:
+        match part:
+            case datetime():
+                return part.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            case dict():
+                return {name: timed(each) for name, each in part.items()}
+            case list():
+                return [timed(each) for each in part]
+            case _:
+                return part
+
+    return {name: timed(each) for name, each in msgspec.to_builtins(value, builtin_types=(datetime,)).items()}
 
 
 def tally(ask: Ask, arbiter: End | None, ends: Sequence[End | None]) -> Report:

@@ -39,6 +39,7 @@ from markupsafe import Markup, escape
 from service import wording
 from service.domain import Ballot, End, Vote
 from service.errors import SettingsError
+from service.tokens import Capabilities
 
 type Kind = Literal["request", "receipt", "closed", "clarification", "confirmation"]
 
@@ -79,15 +80,6 @@ class _LetterPolicy(EmailPolicy):
 
 
 _POLICY: Final = _LetterPolicy(linesep="\r\n", max_line_length=998)
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a ballot's letters carry: a full URL and two addresses, all signed."""
-
-    link: str
-    reply_to: str
-    bounce_to: str
 
 
 @dataclass(frozen=True)

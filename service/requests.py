@@ -6,12 +6,13 @@ for the command line; every problem names its field.
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.errors import HeaderParseError
 from email.headerregistry import Address
+from functools import cache, partial
 from typing import Annotated, Literal
-from zoneinfo import ZoneInfo
+from zoneinfo import available_timezones
 
 import idna
 import msgspec
@@ -94,7 +95,8 @@ def parse_request(body: object) -> Request:
     try:
         raw = msgspec.convert(body, Request)
     except msgspec.ValidationError as exc:
-        raise RequestInvalid(field_problem(exc)) from exc
+        # msgspec stops at the first; a caller who misspells two fields reads both.
+        raise RequestInvalid(*(list(_unknown_fields(body)) or [field_problem(exc)])) from exc
     problems: list[FieldProblem] = []
 
     def check[T](field: str, read: Callable[[str], T], given: str | None) -> T | None:
@@ -108,13 +110,20 @@ def parse_request(body: object) -> Request:
         email = check(f"{where}.email", canonical_address, given.email)
         return email or "", check(f"{where}.name", clean_line, given.name)
 
-    def fact(label: str, text: str) -> tuple[str, str]:
-        return check("facts", clean_line, label) or "", check(f"facts.{label}", clean_line, text) or ""
-
     check("id", _caller_id, raw.id)
-    check("due", parse_due, raw.due)
+    due = check("due", _canonical_due, raw.due)
     subject = check("subject", clean_line, raw.subject)
-    facts = dict(fact(label, text) for label, text in raw.facts.items())
+
+    facts: dict[str, str] = {}
+
+    def add_fact(label: str, text: str) -> None:
+        label = clean_line(label)
+        if label in facts:
+            problems.append(FieldProblem(f"facts.{label}", "named twice"))
+        facts[label] = check(f"facts.{label}", clean_line, text) or ""
+
+    for label, text in raw.facts.items():
+        check("facts", partial(add_fact, text=text), label)
 
     approvers: list[Approver | str] = []
     seen: set[str] = set()
@@ -141,6 +150,7 @@ def parse_request(body: object) -> Request:
         facts=facts,
         approvers=approvers,
         requester=requester,
+        due=due,
     )
 
 
@@ -157,17 +167,34 @@ def definite(request: Request, approval_id: str, created_at: datetime, timeout_a
         subject=request.subject,
         message=request.message,
         facts=request.facts,
-        approvers=[Approver(email=a) if isinstance(a, str) else a for a in request.approvers],
+        approvers=people(request),
         requester=Person(email=requester) if isinstance(requester, str) else requester,
         created_at=created_at,
         due_at=min(due_at(request, created_at), latest),
     )
 
 
+def people(request: Request) -> list[Approver]:
+    """Return the approvers, each as a person."""
+    return [Approver(email=a) if isinstance(a, str) else a for a in request.approvers]
+
+
 def due_at(request: Request, created_at: datetime) -> datetime:
     """Return the instant that `request` names, counted from `created_at` where it is a duration."""
     due = DEFAULT_DUE if request.due is None else parse_due(request.due)
     return due if isinstance(due, datetime) else created_at + due
+
+
+def require_due(request: Request, now: datetime) -> datetime:
+    """Return the instant that `request`, new `now`, is due: a second to a year ahead.
+
+    Only for a request that opens something: a repeated one may name an instant
+    that has passed since. Raises RequestInvalid naming `due`.
+    """
+    due = due_at(request, now)
+    if not now + MIN_DUE <= due <= now + MAX_DUE:
+        raise RequestInvalid(FieldProblem("due", "from one second to 366 days ahead"))
+    return due
 
 
 def parse_due(text: str) -> timedelta | datetime:
@@ -201,10 +228,14 @@ def canonical_address(text: str) -> str:
         parsed = Address(addr_spec=f"{local}@{domain}")
     except (idna.IDNAError, HeaderParseError, ValueError, IndexError, AttributeError) as exc:
         raise ValueError(problem) from exc
+    address = f"{local.lower()}@{domain}"
     # A quoted local part is legal and unseen; refusing it keeps comparing simple.
     if parsed.addr_spec != f"{local}@{domain}" or '"' in local or " " in local:
         raise ValueError(problem)
-    return f"{local.lower()}@{domain}"
+    # Punycode is longer than what was written, and a number is a host's, not a domain's, last label.
+    if len(address) > MAX_ADDRESS or domain.rpartition(".")[2].isdigit():
+        raise ValueError(problem)
+    return address
 
 
 def clean_line(text: str) -> str:
@@ -217,9 +248,9 @@ def clean_line(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Blank out control characters (not tab or newline) and characters that reorder text."""
+    """Blank out control characters (not tab or newline), half surrogates and characters that reorder text."""
     spaced = _DECEPTIVE.sub(" ", text)
-    return "".join(" " if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in spaced)
+    return "".join(" " if unicodedata.category(c) in {"Cc", "Cs"} and c not in "\n\t" else c for c in spaced)
 
 
 def _has_control(text: str) -> bool:
@@ -232,19 +263,46 @@ def _caller_id(text: str) -> str:
     return text
 
 
+def _canonical_due(text: str) -> str:
+    return str(msgspec.to_builtins(parse_due(text)))
+
+
 def _known_locale(text: str) -> Locale:
+    problem = "not a known language tag such as en or pt-BR"
+    if not re.fullmatch("[A-Za-z0-9-]+", text):  # Babel reads POSIX names such as de_DE@euro too
+        raise ValueError(problem)
     try:
         return Locale.parse(text, sep="-")
     except (UnknownLocaleError, ValueError) as exc:
-        raise ValueError("not a known language tag such as en or pt-BR") from exc
+        raise ValueError(problem) from exc
 
 
-def _known_zone(text: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(text)
-    # Not found is a KeyError, a path that leaves the database a ValueError, a folder's name an OSError.
-    except (KeyError, ValueError, OSError) as exc:
-        raise ValueError("not a known time zone such as Europe/Madrid") from exc
+def _known_zone(text: str) -> str:
+    if text not in _zones():
+        raise ValueError("not a known time zone such as Europe/Madrid")
+    return text
+
+
+@cache
+def _zones() -> frozenset[str]:
+    """Return every IANA name; not the likes of ``localtime``, which differ from host to host."""
+    return frozenset(available_timezones() - {"Factory", "localtime", "posixrules"})
+
+
+def _unknown_fields(body: object) -> Iterator[FieldProblem]:
+    """Name every field that a request or a person in it does not have."""
+
+    def unknown(where: str, value: object, kind: type[msgspec.Struct]) -> Iterator[FieldProblem]:
+        for name in value if isinstance(value, dict) else ():
+            if name not in kind.__struct_fields__:
+                yield FieldProblem(f"{where}{_clean(str(name))}", "is not a field of this version")
+
+    yield from unknown("", body, Request)
+    if isinstance(body, dict):
+        yield from unknown("requester.", body.get("requester"), Person)
+        approvers = body.get("approvers")
+        for index, entry in enumerate(approvers if isinstance(approvers, list) else ()):
+            yield from unknown(f"approvers[{index}].", entry, Approver)
 
 
 def field_problem(exc: msgspec.ValidationError) -> FieldProblem:
@@ -256,4 +314,6 @@ def field_problem(exc: msgspec.ValidationError) -> FieldProblem:
 
 
 def _dotted(path: str) -> str:
-    return path.rstrip("`").removeprefix("$").removeprefix(".")
+    return (
+        path.removeprefix("key` in `").rstrip("`").removeprefix("$").removeprefix(".").removesuffix("[...]")
+    )

@@ -1,0 +1,259 @@
+"""Wiring: builds what the roles need, in the order they need it, and closes it in the reverse.
+
+Every address is bound before anything is promised to anybody, so that a port
+which is taken stops the start and leaves nothing half-done.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from email.policy import default as default_policy
+from pathlib import Path
+from typing import Literal, override
+
+import uvicorn
+from resonate.resonate import Resonate
+from starlette.types import ASGIApp
+
+from service.answers import Answers
+from service.approvals import GROUP, Approvals
+from service.decisions import Decisions
+from service.engine import Engine, open_engine, sqlite_path
+from service.engine.http import HttpSurface
+from service.errors import SettingsError
+from service.inbox import Inbox, by_smtp
+from service.letters import Letters
+from service.mailbox import Mailbox
+from service.outbox import Outbox
+from service.pages import Pages
+from service.requests import canonical_address
+from service.senders import senders
+from service.settings import PREFIX, Endpoint, Settings
+from service.smtpd import Listener
+from service.tokens import Tokens
+from service.web import Web
+from service.workflow import Ports, register
+
+log = logging.getLogger("approvals.app")
+
+type Role = Literal["gateway", "worker", "mailbox", "engine", "inbox"]
+
+#: What `demo` and `dev` run in one process.
+DEVELOPMENT: frozenset[Role] = frozenset({"gateway", "worker", "mailbox", "inbox"})
+#: The default address of the role `engine`.
+ENGINE_HTTP = Endpoint("127.0.0.1", 8001)
+#: Seconds that requests in flight have when a server stops.
+STOP_GRACE = 5
+
+
+@dataclass(frozen=True)
+class Running:
+    """What runs, and where it answers."""
+
+    settings: Settings
+    approvals: Approvals
+    http: Endpoint | None = None
+    mailbox: Endpoint | None = None
+    inbox: Endpoint | None = None
+    engine: Endpoint | None = None
+
+
+@asynccontextmanager
+async def running(settings: Settings, roles: Collection[Role]) -> AsyncIterator[Running]:
+    """Run `roles` until the block ends. Raises SettingsError for what can't be had."""
+    tokens = Tokens(settings.secret_keys, public_url=settings.public_url, reply_domain=settings.reply_domain)
+    letters = Letters(sender=settings.sender, reply_domain=settings.reply_domain)
+    with_inbox = "inbox" in roles and settings.inbox is not None
+    engine_http = settings.engine_http or (ENGINE_HTTP if "engine" in roles else None)
+
+    async with AsyncExitStack() as stack:
+        sockets = {
+            name: stack.enter_context(contextlib.closing(_bound(endpoint, f"{PREFIX}{name}")))
+            for name, endpoint in {
+                "HTTP": settings.http if "gateway" in roles else None,
+                "INBOX": settings.inbox if with_inbox else None,
+                "ENGINE_HTTP": engine_http,
+            }.items()
+            if endpoint is not None
+        }
+
+        engine = open_engine(
+            settings.engine,
+            # Only workers may be given work: anybody else would have to hand it back.
+            group=GROUP if "worker" in roles else f"{GROUP}-clients",
+            token=settings.engine_token,
+            debug=settings.engine_debug,
+        )
+        await engine.start()
+        stack.push_async_callback(engine.close)
+        if engine_http is not None:
+            await stack.enter_async_context(_engine_role(settings, engine, sockets["ENGINE_HTTP"]))
+
+        resonate = Resonate(
+            network=engine.network,
+            sources=engine.sources,
+            group=engine.group,
+            pid=engine.pid,
+            heartbeat=engine.heartbeat,
+            ttl=engine.ttl,
+            env={},
+            autostart=False,
+        )
+        target = engine.sources[0].resolve_target(GROUP)
+        approvals = Approvals(resonate, target)
+        decisions = Decisions(approvals)
+        if "worker" in roles:
+            outbox = Outbox(settings.smtp, fallback_sender=_address_of(settings.sender))
+            stack.push_async_callback(outbox.close)
+            ports = Ports(promises=resonate.promises, mailer=outbox, letters=letters, tokens=tokens)
+            resonate.with_dependency(ports)
+            register(resonate)
+
+        # The local inbox takes letters before the worker sends any.
+        mailbox_port = settings.mailbox.port
+        if "mailbox" in roles:
+            handler = Mailbox(
+                approvals=approvals,
+                decisions=decisions,
+                answers=Answers(resonate.promises, target),
+                tokens=tokens,
+                letters=letters,
+                senders=senders(settings.reply_trust, settings.reply_peers),
+                own_addresses=frozenset({_address_of(settings.sender)}),
+            )
+            listener = await stack.enter_async_context(
+                _listening(handler, "MAILBOX", settings.mailbox, hostname=settings.reply_domain)
+            )
+            mailbox_port = listener.port
+        if with_inbox:
+            inbox = Inbox(
+                path=_inbox_path(settings.engine), deliver=by_smtp(settings.mailbox.host, mailbox_port)
+            )
+            stack.callback(inbox.close)
+            await stack.enter_async_context(
+                _listening(inbox.handler, "INBOX_SMTP", settings.inbox_smtp, smtputf8=True)
+            )
+            await stack.enter_async_context(_serving(inbox.app, sockets["INBOX"]))
+
+        resonate.start()
+        stack.push_async_callback(resonate.stop)
+        if "gateway" in roles:
+            web = Web(settings, approvals=approvals, decisions=decisions, tokens=tokens, pages=Pages())
+            await stack.enter_async_context(_serving(web.app, sockets["HTTP"]))
+        yield Running(
+            settings,
+            approvals,
+            http=_endpoint(sockets.get("HTTP")),
+            mailbox=Endpoint(settings.mailbox.host, mailbox_port) if "mailbox" in roles else None,
+            inbox=_endpoint(sockets.get("INBOX")),
+            engine=_endpoint(sockets.get("ENGINE_HTTP")),
+        )
+
+
+@asynccontextmanager
+async def _engine_role(settings: Settings, engine: Engine, sock: socket.socket) -> AsyncIterator[None]:
+    """Answer the Resonate protocol over HTTP for other processes."""
+    if engine.embedded is None:
+        raise SettingsError(f"{PREFIX}ENGINE", f"{engine.url} is no embedded engine to offer to others")
+    surface = HttpSurface(engine.embedded, token=settings.engine_token)
+    async with _serving(surface.app, sock):
+        try:
+            yield
+        finally:
+            surface.hang_up()
+
+
+@asynccontextmanager
+async def _listening(
+    handler: object, name: str, endpoint: Endpoint, *, hostname: str = "localhost", smtputf8: bool = False
+) -> AsyncIterator[Listener]:
+    """Run an SMTP listener on a thread of its own."""
+    listener = Listener(
+        handler,
+        setting=f"{PREFIX}{name}",
+        host=endpoint.host,
+        port=endpoint.port,
+        hostname=hostname,
+        smtputf8=smtputf8,
+    )
+    await asyncio.to_thread(listener.start)
+    try:
+        yield listener
+    finally:
+        # It waits for its sessions, which may wait for this loop.
+        await asyncio.to_thread(listener.stop)
+
+
+class _Server(uvicorn.Server):
+    """A server among others in this loop: signals are the command's to handle."""
+
+    @override
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _serving(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
+    """Serve `app` on a bound socket. No access log: a link's path is a capability."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=STOP_GRACE,
+        )
+    )
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        yield  # the socket listens already: whoever connects before the server runs waits for it
+    finally:
+        server.should_exit = True
+        await task
+
+
+def _bound(endpoint: Endpoint, setting: str) -> socket.socket:
+    """Return a listening socket. Raises SettingsError naming `setting`."""
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    # The protocol is named since asyncio sets TCP_NODELAY only where it sees TCP.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((endpoint.host, endpoint.port))
+        sock.listen(512)
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:
+            problem = f"{endpoint} is already in use; stop what listens there, or set another address"
+        else:
+            problem = f"can't listen on {endpoint}: {os.strerror(exc.errno) if exc.errno else exc}"
+        raise SettingsError(setting, problem) from exc
+    return sock
+
+
+def _endpoint(sock: socket.socket | None) -> Endpoint | None:
+    return None if sock is None else Endpoint(*sock.getsockname()[:2])
+
+
+def _inbox_path(engine_url: str) -> str:
+    """Keep the inbox's letters beside the database, so that they outlive the process as it does."""
+    if not engine_url.startswith("sqlite:"):
+        return ":memory:"
+    database: Path = sqlite_path(engine_url)
+    return str(database.with_name(f"{database.stem}-inbox.db"))
+
+
+def _address_of(sender: str) -> str:
+    """Return the canonical address in a From value."""
+    header = default_policy.header_factory("From", sender)
+    return canonical_address(header.addresses[0].addr_spec)

@@ -1,0 +1,256 @@
+"""Approvals and ballots as the engine keeps them: promises in, values out.
+
+::
+
+    <id>              the approval's own promise: its parameter holds the request,
+                      its value the final report
+    <id>:1 ...        one promise an approver, and the arbiter where they share one
+    ballot.<key>      a ballot's record, found by the key that capabilities carry
+
+Everything a page, a letter or a report says follows from these, so that there
+is no second store that could disagree.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from resonate.error import ResonateError, ServerError
+from resonate.promises import Promises
+from resonate.resonate import Resonate
+from resonate.types import PromiseRecord, TaskData, Value
+
+from service.domain import Ballot, BallotRecord, Closed, End, Report, Vote, ballot_key, tally
+from service.errors import BallotGone, EngineAway, IdTaken, NotFound, RequestInvalid
+from service.requests import GRACE, Ask, Request, definite, due_at, parse_request
+from service.tokens import spell
+
+#: The group that workers join, and the durable functions' names there.
+GROUP = "approvals"
+APPROVAL, ANSWER = "approval", "answer"
+
+#: Marks our promises for lists; a fresh value in BORN tells who created one.
+KIND_TAG, BORN_TAG = "approvals:kind", "approvals:born"
+APPROVER_TAG = "approvals:approver"
+
+_NOT_FOUND = 404
+
+type Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """Return now, in UTC, to the millisecond: what the engine and the wire keep."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+class Approvals:
+    """Opens approvals and tells how they stand."""
+
+    def __init__(self, resonate: Resonate, target: str, now: Clock = utc_now) -> None:
+        self._resonate = resonate
+        self._target = target
+        self._now = now
+        self.promises: Promises = resonate.promises
+
+    async def open(self, body: object) -> tuple[Report, bool]:
+        """Open the approval that `body` asks for; True tells that it is new.
+
+        The same body under the same id is the same approval, as often as it is
+        sent. Raises RequestInvalid, IdTaken, EngineAway.
+        """
+        request = parse_request(body)
+        approval_id = request.id or f"a-{secrets.token_hex(10)}"
+        request = msgspec.structs.replace(request, id=None)
+        now = self._now()
+        born = secrets.token_hex(8)
+        with engine_errors():
+            promise = await start_function(
+                self.promises,
+                self._target,
+                approval_id,
+                APPROVAL,
+                msgspec.to_builtins(request),
+                timeout_at=due_at(request, now) + GRACE,
+                tags={KIND_TAG: APPROVAL, BORN_TAG: born},
+            )
+        if _request_of(promise) != request:
+            raise IdTaken(approval_id)
+        return await self._report(promise), promise.tags.get(BORN_TAG) == born
+
+    async def show(self, approval_id: str) -> Report:
+        """Tell how an approval stands. Raises NotFound, EngineAway."""
+        return await self._report(await self._root(approval_id))
+
+    async def wait(self, approval_id: str, seconds: float) -> Report:
+        """Tell how it stands once it is closed, or after `seconds`. Raises NotFound, EngineAway."""
+        report = await self.show(approval_id)
+        if report.status == "pending" and seconds > 0:
+            with engine_errors():
+                handle = await self._resonate.get(approval_id)
+                waiting = asyncio.ensure_future(handle.result())
+                await asyncio.wait([waiting], timeout=seconds)
+                if not waiting.cancel():
+                    waiting.exception()  # how it ended is read from the promise, below
+            report = await self.show(approval_id)
+        return report
+
+    async def ballot(self, key: bytes) -> Ballot:
+        """Return the ballot as it stands. Raises BallotGone, EngineAway."""
+        with engine_errors(missing=BallotGone("no record of this ballot")):
+            return await read_ballot(self.promises, key)
+
+    async def ping(self) -> None:
+        """Return when the engine answers. Raises EngineAway."""
+        with engine_errors(), suppress(ServerError):
+            await self.promises.get("ballot.none")
+
+    async def _root(self, approval_id: str) -> PromiseRecord:
+        with engine_errors(missing=NotFound(approval_id)):
+            promise = await self.promises.get(approval_id)
+        if _request_of(promise) is None:
+            raise NotFound(approval_id)
+        return promise
+
+    async def _report(self, promise: PromiseRecord) -> Report:
+        if promise.state == "resolved":
+            return msgspec.convert(promise.value.data, Report)
+        ask = read_ask(promise)
+        with engine_errors():
+            records = [
+                await find_record(self.promises, ballot_key(ask.approval_id, approver.email))
+                for approver in ask.approvers
+            ]
+            ends = [None if r is None else read_end(await self.promises.get(r.promise)) for r in records]
+            arbiter: End | None = None
+            if records[0] is not None:
+                arbiter = read_end(await self.promises.get(records[0].arbiter))
+            elif promise.state != "pending":  # no worker ever took it up
+                arbiter = Closed(reason="expired", at=ask.due_at)
+        return tally(ask, arbiter, ends)
+
+
+async def start_function(
+    promises: Promises,
+    target: str,
+    promise_id: str,
+    function: str,
+    *args: object,
+    timeout_at: datetime,
+    tags: dict[str, str] | None = None,
+) -> PromiseRecord:
+    """Create the promise of a durable function, or return the one that exists.
+
+    What ``Resonate.rpc`` does, but answered only once it is durable, with the
+    record that won, and with tags of our own.
+    """
+    lineage = {f"resonate:{part}": promise_id for part in ("origin", "branch", "parent")}
+    return await promises.create(
+        promise_id,
+        milliseconds(timeout_at),
+        Value(data=TaskData(func=function, args=args)),
+        lineage | {"resonate:scope": "global", "resonate:target": target} | (tags or {}),
+    )
+
+
+async def record_ballot(promises: Promises, ask: Ask, record: BallotRecord) -> None:
+    """Make a ballot findable by its key; doing it again changes nothing."""
+    email = ask.approvers[record.position].email
+    await promises.create(
+        _record_id(ballot_key(ask.approval_id, email)),
+        milliseconds(ask.due_at),
+        Value(data=record),
+        {KIND_TAG: "ballot", APPROVER_TAG: email},
+    )
+
+
+async def find_record(promises: Promises, key: bytes) -> BallotRecord | None:
+    """Return the ballot's record, or None where there is none."""
+    try:
+        promise = await promises.get(_record_id(key))
+    except ServerError as exc:
+        if exc.code == _NOT_FOUND:
+            return None
+        raise
+    return msgspec.convert(promise.param.data, BallotRecord)
+
+
+async def read_ballot(promises: Promises, key: bytes) -> Ballot:
+    """Return the ballot as it stands. Raises the SDK's ServerError 404 where there is none."""
+    record = msgspec.convert((await promises.get(_record_id(key))).param.data, BallotRecord)
+    root, arbiter = await asyncio.gather(promises.get(record.approval_id), promises.get(record.arbiter))
+    return Ballot(key=key, ask=read_ask(root), record=record, end=read_end(arbiter))
+
+
+def read_ask(promise: PromiseRecord) -> Ask:
+    """Return what an approval's own promise asks. Raises NotFound if it is no approval's."""
+    request = _request_of(promise)
+    if request is None:
+        raise NotFound(promise.id)
+    return definite(request, promise.id, instant(promise.created_at), instant(promise.timeout_at))
+
+
+def read_end(promise: PromiseRecord) -> End | None:
+    """Return how a ballot's promise or an arbiter ended; None while it has not.
+
+    We only ever resolve them. One that timed out (the engine was away past the
+    grace) expired; one that an operator cancelled was withdrawn.
+    """
+    match promise.state:
+        case "pending":
+            return None
+        case "resolved":
+            return msgspec.convert(promise.value.data, Vote | Closed)
+        case "rejected_timedout":
+            return Closed(reason="expired", at=instant(promise.settled_at or promise.timeout_at))
+        case "rejected" | "rejected_canceled":
+            return Closed(reason="withdrawn", at=instant(promise.settled_at or promise.timeout_at))
+
+
+async def settle(promises: Promises, promise_id: str, end: End) -> End:
+    """Resolve a ballot's promise or an arbiter; return the end that won, ours or an earlier one."""
+    won = read_end(await promises.resolve(promise_id, Value(data=end)))
+    assert won is not None  # a promise that was just settled  # noqa: S101
+    return won
+
+
+@contextmanager
+def engine_errors(missing: Exception | None = None) -> Iterator[None]:
+    """Turn the SDK's errors into ours: 404 into `missing`, all else into EngineAway."""
+    try:
+        yield
+    except ServerError as exc:
+        if exc.code == _NOT_FOUND and missing is not None:
+            raise missing from exc
+        raise EngineAway(str(exc)) from exc
+    except ResonateError as exc:
+        raise EngineAway(str(exc)) from exc
+
+
+def instant(ms: int) -> datetime:
+    """Return the instant of a promise's clock: milliseconds since 1970."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def milliseconds(at: datetime) -> int:
+    """Return an instant as the promises' clock has it."""
+    return (at - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+def _record_id(key: bytes) -> str:
+    return f"ballot.{spell(key)}"
+
+
+def _request_of(promise: PromiseRecord) -> Request | None:
+    """Return the request that an approval's own promise carries; None for any other promise."""
+    data = promise.param.data
+    if not isinstance(data, dict) or data.get("func") != APPROVAL:
+        return None
+    args: Sequence[object] = data.get("args") or ()
+    try:
+        return parse_request(args[0]) if len(args) == 1 else None
+    except RequestInvalid:  # sent by another language's workflow; its result says so
+        return None

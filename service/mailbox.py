@@ -1,0 +1,182 @@
+"""Inbound mail: RCPT verifies the address, DATA decides, 250 says that it is durable.
+
+============================================  ==========================================
+a message                                     is answered
+============================================  ==========================================
+to an address we did not sign                 550 to RCPT, before any content
+when the engine or DNS is away                451: the sender's server keeps it and retries
+from a machine                                250, and silence
+that no mail program writes                   554
+from anyone but the approver, or unproven     250, and the approver is asked to confirm
+unclear                                       250, and the approver is asked again
+too late                                      250, and a letter that names the real outcome
+that decides                                  250, and a receipt (sent by the workflow)
+============================================  ==========================================
+
+The listener has a loop of its own, since parsing mail can hold a loop for long;
+promises are asked for in the loop where the engine lives.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, Protocol, assert_never
+from weakref import WeakKeyDictionary
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from service.answers import AnswerKind, Answers
+from service.approvals import Approvals
+from service.decisions import Decisions
+from service.domain import Ballot, Vote
+from service.letters import Letters
+from service.replies import Ignored, Reading, Reason, Reply, Sent, Unverified, read_reply
+from service.senders import Doubted, Trust, Trusted, Unavailable
+from service.tokens import AddressKind, Tokens
+
+log = logging.getLogger("approvals.mailbox")
+
+DONE = "250 2.0.0 Done"
+UNREADABLE = "554 5.6.0 This message can't be read as a reply"
+
+
+class Senders(Protocol):
+    """What tells whether a message really is from whom it claims."""
+
+    async def check(self, raw: bytes, sender: str, peer: str) -> Trust:
+        """Check `raw`, whose one From is `sender`, handed in by the host `peer`."""
+
+
+class Mailbox:
+    """The aiosmtpd handler for reply and bounce addresses.
+
+    Built in the loop where the engine lives; used from the listener's.
+    """
+
+    def __init__(
+        self,
+        *,
+        approvals: Approvals,
+        decisions: Decisions,
+        answers: Answers,
+        tokens: Tokens,
+        letters: Letters,
+        senders: Senders,
+        own_addresses: frozenset[str],
+    ) -> None:
+        self._approvals = approvals
+        self._decisions = decisions
+        self._answers = answers
+        self._tokens = tokens
+        self._letters = letters
+        self._senders = senders
+        self._own_addresses = own_addresses
+        self._engine_loop = asyncio.get_running_loop()
+        self._accepted: WeakKeyDictionary[Envelope, tuple[AddressKind, Ballot]] = WeakKeyDictionary()
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
+    ) -> str:
+        """Accept a recipient only if we signed it for a ballot that is still kept."""
+        if envelope in self._accepted:
+            return "452 4.5.3 One recipient per message, please"
+        claim = self._tokens.read_address(address)
+        ballot = await self._with_engine(self._approvals.ballot(claim.ballot_key))
+        self._tokens.verify_address(claim, ballot)
+        self._accepted[envelope] = claim.kind, ballot
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
+    async def handle_DATA(  # noqa: N802 - aiosmtpd's name
+        self, _server: SMTP, session: Session, envelope: Envelope
+    ) -> str:
+        """Act on a message; the answer is given once what it changed is durable."""
+        kind, ballot = self._accepted.pop(envelope)
+        raw = envelope.content if isinstance(envelope.content, bytes) else b""
+        reading = await asyncio.to_thread(
+            read_reply, raw, self._sent(ballot), envelope_from=_bare(envelope.mail_from)
+        )
+        log.debug("a message for %s: %s", ballot.ask.approval_id, type(reading).__name__)
+        if kind == "bounce":
+            return await self._bounced(ballot, reading)
+        match reading:
+            case Ignored():
+                log.info("approval %s: mail ignored: %s", ballot.ask.approval_id, reading.reason)
+                return DONE
+            case Unverified():
+                return UNREADABLE if reading.refusable else await self._doubted(ballot, reading.doubt)
+            case Reply():
+                return await self._replied(ballot, reading, raw, _peer(session))
+            case _:
+                assert_never(reading)
+
+    async def _replied(self, ballot: Ballot, reply: Reply, raw: bytes, peer: str) -> str:
+        if reply.sender != ballot.approver.email:
+            return await self._doubted(ballot, "not from the approver")
+        trust = await self._senders.check(raw, reply.sender, peer)
+        match trust:
+            case Unavailable():
+                return "451 4.4.3 The sender can't be checked now, try again"
+            case Doubted():
+                return await self._doubted(ballot, trust.reason)
+            case Trusted():
+                return await self._authentic(ballot, reply, trust)
+            case _:
+                assert_never(trust)
+
+    async def _authentic(self, ballot: Ballot, reply: Reply, trust: Trusted) -> str:
+        approval_id, message_id = ballot.ask.approval_id, reply.message_id or ""
+        if reply.verdict is None and ballot.end is None:
+            log.info("approval %s: reply unclear: %s", approval_id, reply.why)
+            await self._with_engine(self._answers.ask(ballot.key, "clarification", reply.read))
+            return DONE
+        if reply.verdict is not None:
+            evidence = {"from": reply.sender, "message_id": message_id, "trust": trust.method}
+            cast = await self._with_engine(
+                self._decisions.cast(
+                    ballot.key, reply.verdict, "reply", comment=reply.comment, evidence=evidence
+                )
+            )
+            if cast.counted:
+                return "250 2.0.0 Recorded"
+            end = cast.end
+            if isinstance(end, Vote) and message_id and end.evidence.get("message_id") == message_id:
+                return "250 2.0.0 Recorded"  # the same message once more: its 250 was lost
+        await self._with_engine(self._answers.ask(ballot.key, "closed"))
+        return DONE
+
+    async def _doubted(self, ballot: Ballot, doubt: str) -> str:
+        log.info("approval %s: reply not relied on: %s", ballot.ask.approval_id, doubt)
+        kind: AnswerKind = "confirmation" if ballot.end is None else "closed"
+        await self._with_engine(self._answers.ask(ballot.key, kind))
+        return DONE
+
+    async def _bounced(self, ballot: Ballot, reading: Reading) -> str:
+        if isinstance(reading, Ignored) and reading.reason is Reason.BOUNCE and reading.bounce:
+            bounce = reading.bounce
+            if bounce.action == "failed":
+                detail = f"{bounce.status or ''} {bounce.diagnostic}".strip()[:500]
+                await self._with_engine(self._decisions.bounced(ballot, detail))
+        return DONE
+
+    def _sent(self, ballot: Ballot) -> Sent:
+        caps = self._tokens.capabilities(ballot)
+        return Sent(
+            subject=ballot.ask.subject,
+            text=self._letters.request_text(ballot, caps),
+            reply_address=caps.reply_to,
+            own_addresses=self._own_addresses | {caps.bounce_to},
+        )
+
+    async def _with_engine[T](self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._engine_loop))
+
+
+def _bare(mail_from: str | None) -> str:
+    """Return the envelope sender; aiosmtpd reports the null one as ``<>``."""
+    return "" if mail_from in {None, "<>"} else str(mail_from)
+
+
+def _peer(session: Session) -> str:
+    peer: object = session.peer  # a host and port, or a path
+    return str(peer[0]) if isinstance(peer, tuple) else ""

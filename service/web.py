@@ -1,0 +1,359 @@
+"""HTTP: the API, and the page behind a letter's link. GET shows, POST decides."""
+
+import asyncio
+import hmac
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+from resonate.error import ResonateError
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from service.approvals import Approvals, Clock, utc_now
+from service.decisions import Decisions
+from service.domain import Ballot, Choice, Closed, End, Report, to_wire
+from service.errors import ApprovalsError, BallotGone, EngineAway, FieldProblem, LinkInvalid, RequestInvalid
+from service.pages import MAX_COMMENT, Pages
+from service.settings import Settings, is_loopback
+from service.tokens import NONCE_SECONDS, Tokens
+
+log = logging.getLogger("approvals.web")
+
+#: A request's message has at most 20,000 characters; a form's comment 4,000.
+MAX_BODY: Final = 256 * 1024
+MAX_WAIT: Final = 60.0
+_TEXTS: Final[dict[type[ApprovalsError], str]] = {
+    LinkInvalid: (
+        "It may have been cut by your mail program: open it from the letter, or reply to the letter."
+    ),
+    BallotGone: "This request was closed some time ago, and its record is no longer kept.",
+    EngineAway: "Nothing was decided. Please try again in a minute.",
+}
+
+type Endpoint = Callable[[HttpRequest], Awaitable[Response]]
+
+
+class HttpRefused(ApprovalsError):
+    """A request that HTTP itself can refuse: its size, type, credentials or origin."""
+
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.title = title  # type: ignore[misc]  # each refusal names itself
+
+
+class Web:
+    """The gateway's routes over approvals and decisions; `app` is the ASGI application."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        approvals: Approvals,
+        decisions: Decisions,
+        tokens: Tokens,
+        pages: Pages,
+        now: Clock = utc_now,
+    ) -> None:
+        self._settings = settings
+        self._approvals = approvals
+        self._decisions = decisions
+        self._tokens = tokens
+        self._pages = pages
+        self._now = now
+        self._https = settings.public_url.startswith("https:")
+        # A __Host- cookie is tied to this host and to TLS; browsers refuse one over http.
+        self._cookie = "__Host-approvals" if self._https else "approvals"
+        self.app = Starlette(
+            routes=[
+                Route("/approvals", self._api(self.open_approval), methods=["POST"]),
+                Route("/approvals/{id}", self._api(self.show_approval), methods=["GET"]),
+                Route("/start-workflow", self._api(self.start_workflow), methods=["POST"]),
+                Route("/decide/{token:path}", self._page(self.show_ballot), methods=["GET", "HEAD"]),
+                Route("/decide/{token:path}", self._page(self.decide), methods=["POST"]),
+                Route("/healthz", self.healthz, methods=["GET"]),
+                Route("/readyz", self.readyz, methods=["GET"]),
+            ]
+        )
+
+    # ── The API ───────────────────────────────────────────────────────────────
+
+    async def open_approval(self, request: HttpRequest) -> Response:
+        """201 for a new approval, 200 for the same again, 409 for another under its id."""
+        report, new = await self._approvals.open(await _json_body(request))
+        return _json(report, 201 if new else 200, {"Location": f"/approvals/{report.id}"})
+
+    async def show_approval(self, request: HttpRequest) -> Response:
+        """Tell how an approval stands, at once or as soon as it is closed within ``?wait=``."""
+        seconds = _wait(request.query_params.get("wait", "0"))
+        return _json(await self._approvals.wait(request.path_params["id"], seconds))
+
+    async def start_workflow(self, request: HttpRequest) -> Response:
+        """Start or find a workflow by its id: the call of Resonate's own walk-through."""
+        body = await _json_body(request)
+        if not isinstance(body, dict) or not isinstance(body.get("workflow_id"), str):
+            raise RequestInvalid(FieldProblem("workflow_id", "must be given, as a string"))
+        if unknown := sorted(body.keys() - {"workflow_id"}):
+            raise RequestInvalid(*(FieldProblem(name, "unknown field") for name in unknown))
+        workflow_id, approver = body["workflow_id"], self._settings.default_approver
+        if approver is None:
+            raise RequestInvalid(
+                FieldProblem("workflow_id", "nobody to ask: APPROVALS_DEFAULT_APPROVER is not set")
+            )
+        wanted = {"id": workflow_id, "subject": f"Approve {workflow_id}", "approvers": [approver]}
+        try:
+            report, new = await self._approvals.open(wanted)
+        except RequestInvalid as exc:
+            renamed = [FieldProblem("workflow_id", p.message) for p in exc.problems if p.field == "id"]
+            raise RequestInvalid(*(renamed or exc.problems)) from exc
+        if report.status != "pending":
+            return _answer({"message": _result(report)})
+        state = "started" if new else "is waiting"
+        return _answer({"message": f"workflow {workflow_id} {state}; {approver} has been asked"})
+
+    # ── The page ──────────────────────────────────────────────────────────────
+
+    async def show_ballot(self, request: HttpRequest) -> Response:
+        """Show what is asked and the buttons, or how it ended. Scanners open links: this decides nothing."""
+        ballot = await self._ballot(request)
+        if (end := self._ended(ballot)) is not None:
+            return self._closed(ballot, end)
+        wanted = request.query_params.get("choice")
+        return self._form(request, ballot, preselect=_choice(wanted))
+
+    async def decide(self, request: HttpRequest) -> Response:
+        """Cast the vote of the button that was pressed, on a page that this browser was shown."""
+        ballot = await self._ballot(request)
+        fields = dict(parse_qsl((await _body(request)).decode("utf-8", "replace"), max_num_fields=20))
+        comment = fields.get("comment", "")
+        choice = _choice(fields.get("choice"))
+        if (end := self._ended(ballot)) is not None:
+            return self._closed(ballot, end, 409)
+        browser = request.cookies.get(self._cookie, "")
+        if not self._tokens.nonce_holds(fields.get("nonce", ""), ballot.key, browser):
+            notice = "This page had been open for a while. Press the button once more."
+            return self._form(request, ballot, 403, comment=comment, preselect=choice, notice=notice)
+        if choice is None:
+            notice = "Press one of the two buttons."
+            return self._form(request, ballot, 422, comment=comment, notice=notice)
+        if len(comment) > MAX_COMMENT:
+            notice = f"The comment is too long: at most {MAX_COMMENT} characters."
+            return self._form(request, ballot, 422, comment=comment, preselect=choice, notice=notice)
+        evidence = {
+            "peer": request.client.host if request.client else "",
+            "user_agent": request.headers.get("user-agent", "")[:200],
+        }
+        cast = await self._decisions.cast(
+            ballot.key, choice, "link", comment=comment.strip(), evidence=evidence
+        )
+        if cast.counted:
+            return self._closed(cast.ballot, cast.end, just_decided=True)
+        return self._closed(cast.ballot, cast.end, 409)
+
+    async def _ballot(self, request: HttpRequest) -> Ballot:
+        return await self._approvals.ballot(self._tokens.read_link(request.path_params["token"]))
+
+    def _ended(self, ballot: Ballot) -> End | None:
+        """Return how the ballot ended; one past its due time has, even if its timer is late."""
+        if ballot.end is None and self._now() > ballot.ask.due_at:
+            return Closed(reason="expired", at=ballot.ask.due_at)
+        return ballot.end
+
+    def _form(
+        self,
+        request: HttpRequest,
+        ballot: Ballot,
+        status: int = 200,
+        *,
+        preselect: Choice | None = None,
+        comment: str = "",
+        notice: str | None = None,
+    ) -> Response:
+        # The browser's value is kept, so that a second tab does not spoil the first one's nonce.
+        browser = request.cookies.get(self._cookie) or secrets.token_urlsafe(16)
+        csp_nonce = secrets.token_urlsafe(16)
+        page = self._pages.decide(
+            ask=ballot.ask,
+            approver=ballot.approver,
+            form_nonce=self._tokens.form_nonce(ballot.key, browser),
+            csp_nonce=csp_nonce,
+            now=self._now(),
+            preselect=preselect,
+            comment=comment,
+            notice=notice,
+        )
+        response = _html(page, status, csp_nonce)
+        response.set_cookie(
+            self._cookie,
+            browser,
+            max_age=NONCE_SECONDS,
+            path="/",
+            secure=self._https,
+            httponly=True,
+            samesite="lax",
+        )
+        return response
+
+    def _closed(self, ballot: Ballot, end: End, status: int = 200, *, just_decided: bool = False) -> Response:
+        csp_nonce = secrets.token_urlsafe(16)
+        page = self._pages.closed(
+            ask=ballot.ask, approver=ballot.approver, end=end, csp_nonce=csp_nonce, just_decided=just_decided
+        )
+        return _html(page, status, csp_nonce)
+
+    # ── Health ────────────────────────────────────────────────────────────────
+
+    async def healthz(self, _request: HttpRequest) -> Response:
+        """200: the process answers."""
+        return _answer({"status": "ok"})
+
+    async def readyz(self, _request: HttpRequest) -> Response:
+        """200 when the engine answers, else 503. Letters wait for SMTP; that is no reason not to serve."""
+        try:
+            async with asyncio.timeout(5):
+                await self._approvals.ping()
+        except (EngineAway, ResonateError, TimeoutError) as exc:
+            log.warning("not ready: %s", exc)
+            return _answer({"status": "engine away"}, 503)
+        return _answer({"status": "ok"})
+
+    # ── Who may call, and how refusals look ───────────────────────────────────
+
+    def _api(self, endpoint: Endpoint) -> Endpoint:
+        async def guarded(request: HttpRequest) -> Response:
+            try:
+                self._authorize(request)
+                return await endpoint(request)
+            except ApprovalsError as exc:
+                return _problem(exc)
+
+        return guarded
+
+    def _page(self, endpoint: Endpoint) -> Endpoint:
+        async def shown(request: HttpRequest) -> Response:
+            try:
+                return await endpoint(request)
+            except ApprovalsError as exc:
+                csp_nonce = secrets.token_urlsafe(16)
+                text = _TEXTS.get(type(exc), str(exc))
+                page = self._pages.problem(title=exc.title, text=text, csp_nonce=csp_nonce)
+                return _html(page, _status(exc), csp_nonce)
+
+        return shown
+
+    def _authorize(self, request: HttpRequest) -> None:
+        if keys := self._settings.api_keys:
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            known = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]
+            if scheme.lower() != "bearer" or not any(known):
+                raise HttpRefused(401, "Unauthorized", "send Authorization: Bearer and an API key")
+            return
+        # Without keys the loopback address is the guard, and a browser on this machine must not
+        # lend it to the pages it shows: neither by cross-site requests nor by rebound names.
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        if not is_loopback(host) and host != urlsplit(self._settings.public_url).hostname:
+            raise HttpRefused(403, "Forbidden", f"the API without keys does not answer for {host!r}")
+        if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+            raise HttpRefused(403, "Forbidden", "the API without keys does not answer other sites' pages")
+
+
+# ── Small parts ───────────────────────────────────────────────────────────────
+
+
+def _choice(text: str | None) -> Choice | None:
+    return "approve" if text == "approve" else "decline" if text == "decline" else None
+
+
+def _wait(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_WAIT:
+        raise RequestInvalid(FieldProblem("wait", f"0 to {MAX_WAIT:.0f} seconds"))
+    return seconds
+
+
+def _result(report: Report) -> str:
+    """Say in a line how an approval ended, and by whom."""
+    for approver in report.approvers:
+        if approver.status == "decided":
+            return f"{report.status} by {approver.email}, by {approver.channel}"
+    return report.status
+
+
+async def _body(request: HttpRequest) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise HttpRefused(413, "Too large", f"at most {MAX_BODY} bytes")
+    return bytes(body)
+
+
+async def _json_body(request: HttpRequest) -> object:
+    # Only this type: a browser asks before it sends it to another site, so no page can call us unseen.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HttpRefused(415, "Unsupported media type", "send Content-Type: application/json")
+    try:
+        value: object = msgspec.json.decode(await _body(request))
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise HttpRefused(400, "Malformed JSON", str(exc)) from exc
+    return value
+
+
+def _status(exc: ApprovalsError) -> int:
+    return exc.status if isinstance(exc, HttpRefused) else exc.http_status
+
+
+def _problem(exc: ApprovalsError) -> Response:
+    """Answer with a problem document (RFC 9457)."""
+    status = _status(exc)
+    document: dict[str, object] = {
+        "type": "about:blank",
+        "title": exc.title,
+        "status": status,
+        "detail": str(exc),
+    }
+    if isinstance(exc, RequestInvalid):
+        document["errors"] = exc.problems
+    headers = {"Retry-After": "5"} if isinstance(exc, EngineAway) else {}
+    if status == 401:  # noqa: PLR2004 - RFC 9110 wants the challenge with it
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
+
+
+def _json(report: Report, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return _answer(to_wire(report), status, headers)
+
+
+def _answer(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    no_store = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(msgspec.json.encode(document), status, no_store | (headers or {}), "application/json")
+
+
+def _html(page: str, status: int, csp_nonce: str) -> Response:
+    """Answer with a page that loads nothing, runs nothing, leaks nothing and can't be framed."""
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{csp_nonce}'; form-action 'self'; "
+        "frame-ancestors 'none'; base-uri 'none'"
+    )
+    return HTMLResponse(
+        page,
+        status,
+        {
+            "Cache-Control": "no-store",
+            "Content-Security-Policy": policy,
+            # Not no-referrer: with that, browsers send Origin: null from our own form.
+            "Referrer-Policy": "same-origin",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "X-Robots-Tag": "noindex, nofollow",
+        },
+    )

@@ -1,0 +1,311 @@
+"""The durable functions: what outlives every process. The only module with a Context.
+
+`approval` is one approval from its first letter to its outcome. Its body may be
+replayed from the top at any time, so it holds no effects: those are in leaves,
+journaled by the engine and repeatable. A leaf that runs twice writes the same
+record and sends the same letter, byte for byte.
+
+A body once run is a promise to the engine: a changed order of its durable calls
+is a new version beside the old one, never an edit.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, Protocol
+
+import msgspec
+from resonate.context import Context, ResonateFuture
+from resonate.error import PlatformError, ResonateError, Suspended
+from resonate.promises import Promises
+from resonate.resonate import Resonate
+from resonate.retry import Exponential
+from resonate.types import Value
+
+from service.answers import ANSWER_LIFE, Answer
+from service.approvals import (
+    ANSWER,
+    APPROVAL,
+    Clock,
+    instant,
+    milliseconds,
+    read_ask,
+    read_ballot,
+    read_end,
+    record_ballot,
+    settle,
+    utc_now,
+)
+from service.domain import Ballot, BallotRecord, Closed, End, Vote, ballot_key, tally, to_wire
+from service.errors import RequestInvalid
+from service.letters import Letter, Letters
+from service.outbox import Accepted, Later, Sent, Undeliverable
+from service.requests import parse_request, people
+from service.tokens import Tokens, spell, unspell
+
+log = logging.getLogger("approvals.workflow")
+
+#: A leaf that fails is run again here a few times; then the approval's result is that error.
+LEAF_RETRIES = Exponential(delay=1, factor=2, max_retries=4, max_delay=30)
+#: Longer than any root may live: children are clamped to their root.
+FOREVER = timedelta(days=3650)
+#: Pauses between attempts at a letter, in seconds: ten minutes of at most half a
+#: minute each, then longer and longer up to an hour, until the approval is due.
+PAUSES = (1, 2, 4, 8, 15, *[30] * 19, 60, 120, 300, 600, 1800)
+LAST_PAUSE = 3600
+
+type Delivery = Literal["sent", "later", "undeliverable"]
+
+
+class Mailer(Protocol):
+    """What sends one letter, once; an outcome is a value, never an exception."""
+
+    async def send(self, letter: Letter) -> Sent:
+        """Try to hand `letter` to the mail server."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What leaves need of the world; one frozen object, since the SDK keys dependencies by type."""
+
+    promises: Promises
+    mailer: Mailer
+    letters: Letters
+    tokens: Tokens
+    now: Clock = utc_now
+
+
+def register(resonate: Resonate) -> None:
+    """Make the durable functions known to a worker."""
+    resonate.register(approval, name=APPROVAL, version=1)
+    resonate.register(answer, name=ANSWER, version=1)
+
+
+# ── One approval, from top to bottom ──────────────────────────────────────────
+
+
+async def approval(ctx: Context, request: dict[str, Any]) -> dict[str, Any]:
+    """Ask the approvers of `request` and return the report of how it ended."""
+    try:
+        approvers = people(parse_request(request))
+    except RequestInvalid as exc:  # any language may call: a result that names the field, not a retry
+        return {"status": "invalid", "problems": msgspec.to_builtins(exc.problems)}
+
+    leaf = ctx.options(retry_policy=LEAF_RETRIES)
+
+    # 1. A promise for each approver; votes go to the arbiter, so that only one can win.
+    seats = [ctx.promise(FOREVER) for _ in approvers]
+    arbiter = seats[0] if len(seats) == 1 else ctx.promise(FOREVER)
+    arbiter_id, seat_ids = await arbiter.id(), [await seat.id() for seat in seats]
+
+    # 2. Ballots that can be found, and the deadline. On a replay the first timer stands.
+    left = await leaf.run(enrol, seat_ids, arbiter_id)
+    deadline = ctx.sleep(timedelta(milliseconds=left))
+    timers = [deadline]
+
+    # 3. The letters, until all are out or it has ended without them.
+    unsent, attempt = list(range(len(seats))), 0
+    keys = [spell(ballot_key(ctx.info.id, approver.email)) for approver in approvers]
+    while unsent:
+        tries = [leaf.run(send_request, keys[n]) for n in unsent]
+        deliveries = [await one for one in tries]
+        unsent = [n for n, delivery in zip(unsent, deliveries, strict=True) if delivery == "later"]
+        if unsent:
+            timers.append(ctx.sleep(pause_after(attempt)))
+            attempt += 1
+            if await first(ctx, timers[-1], arbiter, deadline) != 0:
+                break
+
+    # 4. Nothing is held while people think: this is where it suspends, for weeks if need be.
+    asked = list(range(len(seats)))
+    ended_by: Literal["expired", "undeliverable"] | None = None
+    while True:
+        which = await first(ctx, arbiter, deadline, *[seats[n] for n in asked])
+        if which == 0:
+            break
+        if which == 1:
+            ended_by = "expired"
+            break
+        del asked[which - 2]
+        if not asked:
+            ended_by = "undeliverable"
+            break
+
+    # 5. Close what is still open, whoever won; then the voice of the one who decided is answered.
+    timer_ids = [await timer.id() for timer in timers]
+    closed: dict[str, Any] = await leaf.run(close, ended_by, arbiter_id, seat_ids, timer_ids)
+    if closed["receipt"] is not None:
+        await ctx.options(timeout=ANSWER_LIFE).detached(ANSWER, closed["receipt"])
+    await all_settled(*timers, *seats)
+    report: dict[str, Any] = closed["report"]
+    return report
+
+
+async def answer(ctx: Context, order: dict[str, Any]) -> Delivery:
+    """Send one letter in answer, trying until the mail server has taken or refused it."""
+    attempt = 0
+    while True:
+        delivery: Delivery = await ctx.options(retry_policy=LEAF_RETRIES).run(send_answer, order)
+        if delivery != "later":
+            return delivery
+        await ctx.sleep(pause_after(attempt))
+        attempt += 1
+
+
+async def first(ctx: Context, *futures: ResonateFuture[Any]) -> int:
+    """Return the index of the first settled future: durable, the same on every replay.
+
+    Suspends while none is. The index is journaled: without that, a replay that
+    finds two settled could take another branch and lose a step in silence.
+    """
+    settled = [await is_settled(future) for future in futures]
+    if not any(settled):
+        raise Suspended
+    return await ctx.run(keep, settled.index(True))
+
+
+async def all_settled(*futures: ResonateFuture[Any]) -> None:
+    """Suspend until every one of `futures` is settled: a body must not return before them.
+
+    What this run saw pending and `close` has ended since is settled in the next one.
+    """
+    if not all([await is_settled(future) for future in futures]):
+        raise Suspended
+
+
+async def is_settled(future: ResonateFuture[Any]) -> bool:
+    """Tell whether awaiting `future` would not suspend."""
+    try:
+        await future
+    except Suspended:
+        return False
+    except Exception:  # noqa: BLE001 - a rejection of any kind settles it; read_end says what it means
+        return True
+    return True
+
+
+def pause_after(attempt: int) -> timedelta:
+    """Return how long to wait after attempt number `attempt` (from 0) at a letter."""
+    return timedelta(seconds=PAUSES[attempt] if attempt < len(PAUSES) else LAST_PAUSE)
+
+
+# ── Leaves: every effect, each safe to run twice ──────────────────────────────
+
+
+@contextmanager
+def engine_at_hand() -> Iterator[None]:
+    """Give the task back when the engine fails a leaf, instead of failing the approval.
+
+    Without this an outage that outlasts the leaf's retries would be journaled as
+    the leaf's own error, and the approval would end with it.
+    """
+    try:
+        yield
+    except ResonateError as exc:
+        raise PlatformError([exc]) from exc
+
+
+async def enrol(ctx: Context, seat_ids: list[str], arbiter_id: str) -> int:
+    """Write each ballot's record; return the milliseconds left until the approval is due."""
+    with engine_at_hand():
+        ports = ctx.get_dependency(Ports)
+        ask = read_ask(await ports.promises.get(ctx.info.parent_id))
+        for position, seat_id in enumerate(seat_ids):
+            record = BallotRecord(
+                approval_id=ask.approval_id, position=position, promise=seat_id, arbiter=arbiter_id
+            )
+            await record_ballot(ports.promises, ask, record)
+        return max(0, milliseconds(ask.due_at) - milliseconds(ports.now()))
+
+
+async def send_request(ctx: Context, key: str) -> Delivery:
+    """Try the letter to one approver; an address that is refused for good ends their seat."""
+    with engine_at_hand():
+        ports = ctx.get_dependency(Ports)
+        ballot = await read_ballot(ports.promises, unspell(key))
+        if ballot.end is not None:
+            return "sent"  # decided or closed meanwhile: nothing to ask any more
+        sent = await ports.mailer.send(ports.letters.request(ballot, ports.tokens.capabilities(ballot)))
+        if isinstance(sent, Undeliverable):
+            refused = Closed(reason="undeliverable", at=ports.now(), detail=f"{sent.code} {sent.text}"[:500])
+            await settle(ports.promises, ballot.record.promise, refused)
+        return _delivery(sent, ballot.ask.approval_id)
+
+
+async def send_answer(ctx: Context, order: dict[str, Any]) -> Delivery:
+    """Try one letter in answer."""
+    with engine_at_hand():
+        ports = ctx.get_dependency(Ports)
+        wanted = msgspec.convert(order, Answer)
+        ballot = await read_ballot(ports.promises, unspell(wanted.ballot))
+        sent = await ports.mailer.send(_answer_letter(ports, ballot, wanted))
+        return _delivery(sent, ballot.ask.approval_id)
+
+
+async def close(
+    ctx: Context, ended_by: str | None, arbiter_id: str, seat_ids: list[str], timers: list[str]
+) -> dict[str, Any]:
+    """End what is still open and return the report, and the receipt to send if there is one.
+
+    Whoever came first at the arbiter stands: a vote that beat the deadline by a
+    moment is what the report says.
+    """
+    with engine_at_hand():
+        ports = ctx.get_dependency(Ports)
+        ask = read_ask(await ports.promises.get(ctx.info.parent_id))
+        if ended_by == "expired":
+            end: End | None = await settle(
+                ports.promises, arbiter_id, Closed(reason="expired", at=ask.due_at)
+            )
+        elif ended_by == "undeliverable":
+            end = await settle(ports.promises, arbiter_id, Closed(reason="undeliverable", at=ports.now()))
+        else:
+            end = read_end(await ports.promises.get(arbiter_id))
+        if end is None:
+            raise RuntimeError(f"{arbiter_id} is open at its closing")
+        moot = Closed(reason="moot", at=end.at)
+        seats = [
+            end if seat_id == arbiter_id else await settle(ports.promises, seat_id, moot)
+            for seat_id in seat_ids
+        ]
+        for timer in timers:
+            await ports.promises.resolve(timer, Value())
+        report = tally(ask, end, seats)
+        log.info("approval %s: %s", ask.approval_id, report.status)
+        receipt = None
+        if isinstance(end, Vote) and end.channel == "reply":
+            voter = spell(ballot_key(ask.approval_id, end.by))
+            receipt = Answer(ballot=voter, kind="receipt", at_ms=milliseconds(end.at), nth="1")
+        return {"report": to_wire(report), "receipt": msgspec.to_builtins(receipt)}
+
+
+def keep(_: Context, index: int) -> int:
+    """Journal `index`."""
+    return index
+
+
+def _answer_letter(ports: Ports, ballot: Ballot, wanted: Answer) -> Letter:
+    caps, at = ports.tokens.capabilities(ballot), instant(wanted.at_ms)
+    match wanted.kind, ballot.end:
+        case "receipt", Vote() as vote:
+            return ports.letters.receipt(ballot, vote, caps, at=at, nth=wanted.nth)
+        case (("receipt" | "closed"), (Vote() | Closed()) as end):
+            return ports.letters.closed(ballot, end, caps, at=at, nth=wanted.nth)
+        case "clarification", _:
+            return ports.letters.clarification(ballot, caps, read=wanted.read, at=at, nth=wanted.nth)
+        case _:
+            return ports.letters.confirmation(ballot, caps, at=at, nth=wanted.nth)
+
+
+def _delivery(sent: Sent, approval_id: str) -> Delivery:
+    match sent:
+        case Accepted():
+            return "sent"
+        case Later():
+            log.warning("approval %s: letter waits: %s", approval_id, sent.reason)
+            return "later"
+        case Undeliverable():
+            log.warning("approval %s: letter refused: %s %s", approval_id, sent.code, sent.text)
+            return "undeliverable"
