@@ -1,0 +1,153 @@
+"""DKIM signatures (RFC 6376): which are worth asking DNS about, and whether they hold.
+
+The arithmetic is dkimpy's. Around it stands what it lets through or takes too long over:
+``l=`` (a signed beginning lets anybody write the end), keys that are weak, revoked or
+flagged, an ``x=`` ten hours past, and expressions that go quadratic on blanks.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import dkim  # type: ignore[import-untyped] # it ships no types
+
+from service.senders.domains import aligned, read_domain
+from service.senders.keys import ALGORITHMS, Refused, tags_of
+from service.senders.mail import Field, Mail
+
+#: Signatures that are tried; mail carries one to three. Each costs a hash of the body.
+MAX_SIGNATURES: Final = 5
+#: Octets of one signature field; with an RSA key of 4096 bits it has some 1,500.
+MAX_FIELD: Final = 8 * 1024
+#: Blanks in a row in one. A fold makes three; the library is quadratic in them.
+MAX_BLANKS: Final = 64
+#: Names in h=; 30 to 60 are seen.
+MAX_SIGNED: Final = 200
+#: Digits of a time. Twelve reach the year 33658 (RFC 6376 3.5 says as much).
+_MAX_DIGITS: Final = 12
+#: Seconds that clocks may differ.
+CLOCK_SKEW: Final = 300
+
+_BLANKS: Final = re.compile(rb"[\s]++")
+_SIGNATURE_TAG: Final = re.compile(rb"[;\s]b\s*+=")
+_CANONICAL: Final = {b"simple", b"relaxed"}
+
+#: The library logs what it refuses, with octets of the mail; the reason is our answer.
+_SILENT: Final = logging.getLogger(f"{__name__}.dkimpy")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One signature that is worth a key. `index` counts DKIM-Signature fields from the top."""
+
+    index: int
+    domain: str
+    key_name: str
+    algorithm: bytes
+    relaxed_body: bool
+    same_identity: bool
+
+
+def candidates(mail: Mail, domain: str, now: float) -> tuple[list[Signature], list[str]]:
+    """Return the signatures that could speak for `domain`, and why others can't."""
+    found: list[Signature] = []
+    reasons: list[str] = []
+    for index, field in enumerate(mail.all("dkim-signature")):
+        if len(found) + len(reasons) == MAX_SIGNATURES:
+            reasons.append("further signatures were not read")
+            break
+        try:
+            found.append(_candidate(index, field, domain, now))
+        except Refused as exc:
+            reasons.append(str(exc))
+    return found, reasons
+
+
+def checked_tags(field: Field, now: float) -> dict[bytes, bytes]:
+    """Return a signature's tags: what holds for DKIM and ARC alike is checked. Raises Refused."""
+    value = field.value
+    if len(value) > MAX_FIELD or any(len(run) > MAX_BLANKS for run in _BLANKS.findall(value)):
+        raise Refused("a signature is out of bounds")
+    tags = tags_of(value)
+    if tags.get(b"a") not in ALGORITHMS:
+        raise Refused("a signature is of an unknown or forbidden algorithm")
+    # The library blanks every b= out before it hashes, also one within another tag.
+    if len(_SIGNATURE_TAG.findall(value)) != 1:
+        raise Refused("a signature does not have one b=")
+    for tag in (b"t", b"x"):
+        if tag in tags and not (tags[tag].isdigit() and len(tags[tag]) <= _MAX_DIGITS):
+            raise Refused("a signature's time is malformed")
+    if b"x" in tags and int(tags[b"x"]) < now - CLOCK_SKEW:
+        raise Refused("a signature has expired")
+    return tags
+
+
+def check_scope(tags: dict[bytes, bytes]) -> bool:
+    """Return whether the body is relaxed. Raises Refused unless the whole body is covered, and From."""
+    if b"l" in tags:
+        raise Refused("a signature covers the beginning of the body only (l=)")
+    signed = [name.strip().lower() for name in tags.get(b"h", b"").split(b":")]
+    if len(signed) > MAX_SIGNED:
+        raise Refused("a signature is out of bounds")
+    if b"from" not in signed:
+        raise Refused("a signature does not cover From")
+    header, _, body = tags.get(b"c", b"simple/simple").partition(b"/")
+    if not {header, body or b"simple"} <= _CANONICAL:
+        raise Refused("a signature is of an unknown canonicalization")
+    return body == b"relaxed"
+
+
+def signer_of(tags: dict[bytes, bytes]) -> tuple[str, str]:
+    """Return the signing domain and the name its key is at. Raises Refused."""
+    domain = read_domain(tags.get(b"d", b"").decode("ascii", "replace"))
+    selector = read_domain(tags.get(b"s", b"").decode("ascii", "replace"))
+    name = read_domain(f"{selector}._domainkey.{domain}")
+    if domain is None or selector is None or name is None:
+        raise Refused("a signature names no domain or no selector")
+    return domain, name
+
+
+def library(kind: Any, mail: Mail, *, relaxed_body: bool) -> Any:
+    """Return dkimpy's verifier of `kind` on this mail, read by us."""
+    verifier: Any = kind(None, logger=_SILENT)
+    verifier.headers = [[field.written, field.value + b"\r\n"] for field in mail.fields]
+    verifier.body = mail.relaxed_body() if relaxed_body else mail.simple_body()
+    return verifier
+
+
+def verify(mail: Mail, signature: Signature, key: bytes) -> None:
+    """Raise Refused, with the reason, unless `signature` holds by `key`. Takes milliseconds per megabyte."""
+    verifier = library(dkim.DKIM, mail, relaxed_body=signature.relaxed_body)
+    who = f"the signature of {signature.domain}"
+    try:
+        # The library promises no set of errors: a number too long is a ValueError.
+        holds: Any = verifier.verify(signature.index, dnsfunc=lambda _name, **_: key)
+    except dkim.NaClNotFoundError as exc:
+        raise Refused(f"{who} is Ed25519, which is not installed here") from exc
+    except dkim.ValidationError as exc:
+        altered = str(exc).startswith("body hash mismatch")
+        raise Refused(f"{who} is of another body" if altered else f"{who} is malformed") from exc
+    except Exception as exc:
+        raise Refused(f"{who} is malformed") from exc
+    if holds is not True:
+        raise Refused(f"{who} is of other header fields, or by another key")
+
+
+def _candidate(index: int, field: Field, domain: str, now: float) -> Signature:
+    tags = checked_tags(field, now)
+    signer, key_name = signer_of(tags)
+    if not aligned(signer, domain):
+        raise Refused(f"{signer} signed, which does not speak for {domain}")
+    relaxed_body = check_scope(tags)
+    identity = tags.get(b"i", b"@" + signer.encode()).rpartition(b"@")[2]
+    return Signature(
+        index=index,
+        domain=signer,
+        key_name=key_name,
+        algorithm=tags[b"a"],
+        relaxed_body=relaxed_body,
+        same_identity=identity.lower() == signer.encode(),
+    )
