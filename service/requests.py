@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.errors import HeaderParseError
 from email.headerregistry import Address
-from functools import cache, partial
+from functools import cache
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
@@ -97,14 +97,8 @@ def parse_request(body: object) -> Request:
     except msgspec.ValidationError as exc:
         # msgspec stops at the first; a caller who misspells two fields reads both.
         raise RequestInvalid(*(list(_unknown_fields(body)) or [field_problem(exc)])) from exc
-    problems: list[FieldProblem] = []
-
-    def check[T](field: str, read: Callable[[str], T], given: str | None) -> T | None:
-        try:
-            return None if given is None else read(given)
-        except ValueError as exc:
-            problems.append(FieldProblem(field, str(exc)))
-            return None
+    problems = _Problems()
+    check = problems.check
 
     def person(where: str, given: Approver | Person) -> tuple[str, str | None]:
         email = check(f"{where}.email", canonical_address, given.email)
@@ -113,17 +107,7 @@ def parse_request(body: object) -> Request:
     check("id", _caller_id, raw.id)
     due = check("due", _canonical_due, raw.due)
     subject = check("subject", clean_line, raw.subject)
-
-    facts: dict[str, str] = {}
-
-    def add_fact(label: str, text: str) -> None:
-        label = clean_line(label)
-        if label in facts:
-            problems.append(FieldProblem(f"facts.{label}", "named twice"))
-        facts[label] = check(f"facts.{label}", clean_line, text) or ""
-
-    for label, text in raw.facts.items():
-        check("facts", partial(add_fact, text=text), label)
+    facts = _clean_facts(raw.facts, problems)
 
     approvers: list[Approver | str] = []
     seen: set[str] = set()
@@ -261,6 +245,28 @@ def _caller_id(text: str) -> str:
     if not CALLER_ID.fullmatch(text):
         raise ValueError("1 to 128 of A-Z a-z 0-9 . _ -")
     return text
+
+
+class _Problems(list[FieldProblem]):
+    """What is wrong so far."""
+
+    def check[T](self, field: str, read: Callable[[str], T], given: str | None) -> T | None:
+        """Return `given` as `read` has it, or note that it breaks the rule of `field`."""
+        try:
+            return None if given is None else read(given)
+        except ValueError as exc:
+            self.append(FieldProblem(field, str(exc)))
+            return None
+
+
+def _clean_facts(given: dict[str, str], problems: _Problems) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for given_label, text in given.items():
+        label = problems.check("facts", clean_line, given_label)
+        if label in facts:
+            problems.append(FieldProblem(f"facts.{label}", "named twice"))
+        facts[label or ""] = problems.check(f"facts.{label}" if label else "facts", clean_line, text) or ""
+    return facts
 
 
 def _canonical_due(text: str) -> str:
