@@ -132,7 +132,8 @@ def tally(ask: Ask, arbiter: End | None, ends: Sequence[End | None]) -> Report:
     open                                pending         asked
     ==================================  ==============  ===================
 
-    An approver who could not be reached stays `undeliverable` in every row.
+    An approver who could not be reached and did not decide is `undeliverable` in
+    every row.
     """
     status: Status = "pending"
     if isinstance(arbiter, Vote):
