@@ -56,7 +56,7 @@ def candidates(mail: Mail, domain: str, now: float) -> tuple[list[Signature], li
     found: list[Signature] = []
     reasons: list[str] = []
     for index, field in enumerate(mail.all("dkim-signature")):
-        if len(found) + len(reasons) == MAX_SIGNATURES:
+        if len(found) == MAX_SIGNATURES:
             reasons.append("further signatures were not read")
             break
         try:
