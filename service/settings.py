@@ -1,0 +1,404 @@
+"""The environment, read once into typed settings.
+
+`load_settings` knows every name; an unknown ``APPROVALS_*`` is an error, since a
+misspelt setting that is silently ignored is how a service ends up unsigned.
+"""
+
+import ipaddress
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.errors import HeaderParseError, ObsoleteHeaderDefect
+from email.headerregistry import Address
+from email.policy import default as default_policy
+from io import StringIO
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+
+from service.errors import SettingsError
+from service.requests import MAX_ADDRESS, MAX_LOCAL_PART, canonical_address, clean_line
+from service.tokens import MIN_KEY_BYTES
+
+PREFIX = "APPROVALS_"
+MAX_PORT = 65535
+#: An address and a name of the length that people have.
+MAX_SENDER = MAX_ADDRESS + 100
+#: Settings that hold a secret; each may also be given as NAME_FILE.
+SECRETS = frozenset({"SECRET_KEYS", "API_KEYS", "SMTP", "ENGINE", "ENGINE_TOKEN"})
+
+type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+type Mode = Literal["demo", "dev", "serve"]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A host and a port to listen on; port 0 takes any free one (tests)."""
+
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return is_loopback(self.host)
+
+    def __str__(self) -> str:
+        """Return host:port as a URL's authority spells it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class SmtpServer:
+    """Where letters leave. `tls`: from the first byte, after STARTTLS, or where offered."""
+
+    host: str
+    port: int
+    tls: Literal["implicit", "required", "offered"]
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the environment decides; what may hold a secret is not in its repr."""
+
+    engine: str = field(repr=False)
+    engine_http: Endpoint | None
+    engine_token: str | None = field(repr=False)
+    engine_debug: bool
+    http: Endpoint
+    public_url: str
+    smtp: SmtpServer
+    sender: str
+    mailbox: Endpoint
+    reply_domain: str
+    reply_trust: str
+    reply_peers: tuple[Network, ...]
+    inbox: Endpoint | None
+    inbox_smtp: Endpoint
+    secret_keys: tuple[bytes, ...] = field(repr=False)
+    api_keys: tuple[str, ...] = field(repr=False)
+    default_approver: str | None
+
+
+def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
+    """Read the environment and ``.env`` in `folder` (default: here), the environment first.
+
+    A variable without a value counts as not set: compose files pass such on.
+    Raises SettingsError naming the first setting that is missing or malformed.
+    In `dev` and `demo` a fresh key is kept beside the database, readable by its owner only.
+    """
+    folder = folder or Path.cwd()
+    raw = _own(_given(_dotenv(folder / ".env")) | _given(os.environ if env is None else env))
+    dev = mode != "serve"
+
+    def read[T](name: str, parse: Callable[[str], T], default: str | None = None) -> T | None:
+        text = raw.get(name, default)
+        if text is None:
+            return None
+        try:
+            return parse(text)
+        except ValueError as exc:
+            raise SettingsError(PREFIX + name, str(exc)) from exc
+
+    def need[T](name: str, parse: Callable[[str], T], default: str | None = None) -> T:
+        value = read(name, parse, default)
+        if value is None:
+            raise SettingsError(PREFIX + name, "must be set to serve")
+        return value
+
+    engine = need("ENGINE", _engine_url, "sqlite:///approvals.db")
+    http = need("HTTP", _endpoint, "127.0.0.1:5001")
+    engine_http = read("ENGINE_HTTP", _endpoint)
+    engine_debug = need("ENGINE_DEBUG", _switch, "off")
+    if engine_debug and engine_http is not None and not engine_http.loopback:
+        raise SettingsError(PREFIX + "ENGINE_DEBUG", f"is refused: {engine_http} can be reached from outside")
+    api_keys = read("API_KEYS", _api_keys) or ()
+    if not api_keys and not http.loopback:
+        raise SettingsError(
+            PREFIX + "API_KEYS", f"must be set: the API on {http} can be reached from outside"
+        )
+    keys = read("SECRET_KEYS", _keys) or (_dev_keys(engine, folder) if dev else None)
+    if keys is None:
+        raise SettingsError(PREFIX + "SECRET_KEYS", "must be set to serve; `approvals keys` makes one")
+    inbox = read("INBOX", _endpoint_or_off, "127.0.0.1:8025" if dev else "off")
+    return Settings(
+        engine=engine,
+        engine_http=engine_http,
+        engine_token=read("ENGINE_TOKEN", _token),
+        engine_debug=engine_debug,
+        http=http,
+        public_url=need("PUBLIC_URL", _public_url, f"http://localhost:{http.port}" if dev else None),
+        smtp=need("SMTP", _smtp, "smtp://localhost:1025"),
+        sender=need("FROM", _sender, "Approvals <approvals@localhost>"),
+        mailbox=need("MAILBOX", _endpoint, "127.0.0.1:2525"),
+        reply_domain=need("REPLY_DOMAIN", _domain, "localhost"),
+        reply_trust=need("REPLY_TRUST", _reply_trust, "address" if dev else "verify"),
+        reply_peers=need("REPLY_PEERS", _networks, "127.0.0.0/8 ::1/128"),
+        inbox=inbox or None,
+        inbox_smtp=need("INBOX_SMTP", _endpoint, "127.0.0.1:1025"),
+        secret_keys=keys,
+        api_keys=api_keys,
+        default_approver=read("DEFAULT_APPROVER", canonical_address, "approver@localhost" if dev else None),
+    )
+
+
+KNOWN = SECRETS | {
+    "DEFAULT_APPROVER",
+    "ENGINE_DEBUG",
+    "ENGINE_HTTP",
+    "FROM",
+    "HTTP",
+    "INBOX",
+    "INBOX_SMTP",
+    "MAILBOX",
+    "PUBLIC_URL",
+    "REPLY_DOMAIN",
+    "REPLY_PEERS",
+    "REPLY_TRUST",
+}
+
+
+def _dotenv(path: Path) -> Mapping[str, str | None]:
+    """Return what ``.env`` says. A line that makes no sense is an error: it may be the one that matters."""
+    try:
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(str(path), f"can't be read: {exc}") from exc
+    for binding in parse_stream(StringIO(text)):
+        if binding.error:
+            raise SettingsError(str(path), f"line {binding.original.line} is not NAME=value")
+    return dotenv_values(stream=StringIO(text))
+
+
+def _given(env: Mapping[str, str | None]) -> dict[str, str]:
+    """Return our variables that have a value, by bare name."""
+    given: dict[str, str] = {}
+    for full, text in env.items():
+        name = full.removeprefix(PREFIX)
+        if name == full:
+            continue
+        if name not in KNOWN and name.removesuffix("_FILE") not in SECRETS:
+            raise SettingsError(full, "is not a setting of this service")
+        if value := (text or "").strip():
+            given[name] = value
+    return given
+
+
+def _own(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings, those given as files read."""
+    own = dict(given)
+    for name in sorted(SECRETS):
+        full, path = f"{PREFIX}{name}_FILE", own.pop(f"{name}_FILE", None)
+        if path is None:
+            continue
+        if name in own:
+            raise SettingsError(full, f"is set beside {PREFIX}{name}; keep one of the two")
+        try:
+            own[name] = Path(path).read_text("utf-8").strip()
+        except (OSError, ValueError) as exc:
+            raise SettingsError(full, f"can't be read: {exc}") from exc
+        # Whoever mounts a secret means it to be there: an empty API_KEYS would open the API.
+        if not own[name]:
+            raise SettingsError(full, f"{path} is empty")
+    return own
+
+
+# ── How each value is read; every ValueError becomes the setting's message ────
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` names this machine only, without asking any resolver."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _endpoint(text: str) -> Endpoint:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
+    if not match or int(match[3]) > MAX_PORT:
+        raise ValueError(f"{text!r} is not host:port, such as 127.0.0.1:5001")
+    host = match[1] or match[2]
+    if match[1] or re.fullmatch(r"[0-9.]+", host):
+        ipaddress.ip_address(host)  # says itself what it is not
+    return Endpoint(host, int(match[3]))
+
+
+def _endpoint_or_off(text: str) -> Endpoint | Literal[False]:
+    return False if text == "off" else _endpoint(text)
+
+
+def _engine_url(text: str) -> str:
+    # The text is not repeated: it may hold a database's password.
+    if not re.fullmatch(r"memory:|sqlite:///.+|https?://[^/\s]+\S*|postgres(ql)?://\S+", text):
+        raise ValueError("is not sqlite:///FILE, memory:, http(s)://HOST or postgresql://...")
+    return text
+
+
+def _public_url(text: str) -> str:
+    problem = f"{text!r} is not an http(s) URL such as https://approvals.corp.example"
+    # urlsplit drops line breaks, which the letter would still hold.
+    if not re.fullmatch(r"https?://[A-Za-z0-9._~%:/\[\]-]+", text, re.IGNORECASE):
+        raise ValueError(problem)
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as exc:
+        raise ValueError(problem) from exc
+    if not url.hostname or port == 0:
+        raise ValueError(problem)
+    if url.scheme == "http" and not is_loopback(url.hostname):
+        raise ValueError(f"{text!r} must be https: links in letters are capabilities")
+    return text.rstrip("/")
+
+
+def _smtp(text: str) -> SmtpServer:
+    # The text is not repeated: it may hold a password.
+    problem = "is not an SMTP URL such as smtp://mail.corp.example:587"
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as exc:
+        raise ValueError(problem) from exc
+    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    if url.scheme not in {"smtp", "smtps"} or not url.hostname or url.path not in {"", "/"} or url.fragment:
+        raise ValueError(problem)
+    if not re.fullmatch(r"[!-~]+", text) or port == 0:
+        raise ValueError(problem)
+    if options.keys() - {"starttls"} or options.get("starttls", "required") != "required":
+        raise ValueError("knows one option: ?starttls=required")
+    username = None if url.username is None else unquote(url.username)
+    password = None if url.password is None else unquote(url.password)
+    if "@" in url.netloc and not (username and password):
+        raise ValueError("needs both a user and a password, or neither")
+    implicit = url.scheme == "smtps"
+    # A password goes only over TLS, or to this machine.
+    required = "starttls" in options or (password is not None and not is_loopback(url.hostname))
+    return SmtpServer(
+        host=url.hostname,
+        port=port or (465 if implicit else 25),
+        tls="implicit" if implicit else "required" if required else "offered",
+        username=username,
+        password=password,
+    )
+
+
+def _sender(text: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError("must not hold control characters")
+    problem = f"{text!r} is not an address such as Approvals <approvals@corp.example>"
+    if len(text) > MAX_SENDER:
+        raise ValueError(f"is longer than {MAX_SENDER} characters")
+    try:
+        header = default_policy.header_factory("From", text)
+        (address,) = header.addresses
+        # `a@corp.example <b@evil.example>` parses too, with a defect; a group of one has one address.
+        odd = [d for d in header.defects if not isinstance(d, ObsoleteHeaderDefect)]
+        grouped = header.groups[0].display_name is not None
+        name = clean_line(address.display_name) if address.display_name else ""
+        sender = Address(display_name=name, addr_spec=canonical_address(address.addr_spec))
+    except (HeaderParseError, ValueError, IndexError, AttributeError) as exc:
+        raise ValueError(problem) from exc
+    if odd or grouped:
+        raise ValueError(problem)
+    return str(sender)
+
+
+def _domain(text: str) -> str:
+    try:  # as the domain of the longest address there may be in it
+        address = canonical_address(f"{'r' * MAX_LOCAL_PART}@{text}")
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is not a domain") from exc
+    return address.rpartition("@")[2]
+
+
+def _reply_trust(text: str) -> str:
+    if text not in {"verify", "address"} and not re.fullmatch(r"authserv-id=[A-Za-z0-9.-]+", text):
+        raise ValueError(f"{text!r} is not verify, address or authserv-id=NAME")
+    return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    if not (words := _words(text)):
+        raise ValueError("names no network")
+    return tuple(ipaddress.ip_network(word) for word in words)
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("must be printable ASCII without spaces")
+    return text
+
+
+def _switch(text: str) -> bool:
+    if text not in {"on", "off"}:
+        raise ValueError(f"{text!r} is not on or off")
+    return text == "on"
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in re.split(r"[\s,]+", text) if word)
+
+
+def _api_keys(text: str) -> tuple[str, ...]:
+    keys = _words(text)
+    if not keys or not all(re.fullmatch(r"[!-~]+", key) for key in keys):
+        raise ValueError("needs one key or more, of printable ASCII")
+    return keys
+
+
+def _keys(text: str) -> tuple[bytes, ...]:
+    keys = tuple(word.encode() for word in _words(text))
+    if not keys or any(len(key) < MIN_KEY_BYTES for key in keys):
+        raise ValueError(f"each key needs {MIN_KEY_BYTES} characters or more; `approvals keys` makes one")
+    return keys
+
+
+def fresh_key() -> str:
+    """Return a new secret key: 256 bits of randomness as 43 characters."""
+    return secrets.token_urlsafe(32)
+
+
+def _dev_keys(engine: str, folder: Path) -> tuple[bytes, ...]:
+    """Return the keys kept beside the database, making the file if need be.
+
+    The file is linked to its name once it is whole, and only where there is none:
+    two processes that start at once agree on one key, and none reads half a file.
+    """
+    embedded = engine.startswith("sqlite:///")
+    database = Path(unquote(engine.removeprefix("sqlite:///")) if embedded else "approvals")
+    if not database.name:
+        raise SettingsError(PREFIX + "ENGINE", f"{engine!r} names no file")
+    path = folder / database.with_suffix(".keys")
+    try:
+        if not os.path.lexists(path):
+            # mkstemp, beneath, makes files that only their owner can read.
+            with tempfile.NamedTemporaryFile(
+                "w", dir=path.parent, prefix=path.name, encoding="utf-8"
+            ) as file:
+                file.write(fresh_key() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                with suppress(FileExistsError):
+                    os.link(file.name, path)
+    except (OSError, ValueError) as exc:
+        raise SettingsError(PREFIX + "SECRET_KEYS", f"not set, and {path} can't be made: {exc}") from exc
+    return _keys_of(path)
+
+
+def _keys_of(path: Path) -> tuple[bytes, ...]:
+    try:
+        return _keys(path.read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise SettingsError(PREFIX + "SECRET_KEYS", f"{path} can't be used: {exc}") from exc
