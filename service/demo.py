@@ -201,7 +201,7 @@ class _Play:
 
 def rehearsal(folder: Path) -> Settings:
     """Return development settings on free ports, with everything kept in `folder`."""
-    http, mailbox, inbox, inbox_smtp = _free_ports(4)
+    http, mailbox, inbox, inbox_smtp = free_ports(4)
     env = {
         "ENGINE": f"sqlite:///{folder}/approvals.db",
         "HTTP": f"127.0.0.1:{http}",
@@ -213,7 +213,7 @@ def rehearsal(folder: Path) -> Settings:
     return load_settings("demo", {f"APPROVALS_{name}": value for name, value in env.items()}, folder)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports that were free a moment ago: links need theirs before anything listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports: list[int] = [sock.getsockname()[1] for sock in sockets]

@@ -1,0 +1,5 @@
+"""``python -m service`` is the `approvals` command."""
+
+from service.cli import main
+
+main()

@@ -1,0 +1,44 @@
+"""The real parts that tests stand on, and what happens where one is missing.
+
+A test that needs a part which is not here is left out, and the run's end says how
+to have it. With ``REQUIRE_REAL_PARTS=1`` (as in CI) leaving one out is a failure.
+"""
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+#: What a skip's reason names -> how to have it. The first two can be had anywhere.
+PARTS = {
+    "MAILHOG": "set MAILHOG to a MailHog binary (CONTRIBUTING.md says how to build one)",
+    "chromium": "install Chromium (Debian: apt-get install chromium)",
+    "RESONATE_URL": "set RESONATE_URL to a Resonate server 0.9.8",
+    "RESONATE_PG_SQL": "set RESONATE_PG_SQL to resonate-pg's schema file",
+}
+REQUIRED = ("MAILHOG", "chromium")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn leaving out a required part into a failure where real parts are required."""
+    report = yield
+    if report.skipped and os.environ.get("REQUIRE_REAL_PARTS") and (part := _missing(report)) in REQUIRED:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was left out: {PARTS[part]}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say at the end which parts were missing, how many tests that left out, how to have them."""
+    missing = [_missing(report) for report in terminalreporter.stats.get("skipped", [])]
+    for part in sorted({name for name in missing if name}):
+        terminalreporter.write_line(f"left out {missing.count(part)}: {PARTS[part]}", yellow=True)
+
+
+def _missing(report: pytest.TestReport) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return next((part for part in PARTS if part.lower() in reason.lower()), "")
