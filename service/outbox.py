@@ -41,8 +41,10 @@ log = logging.getLogger("approvals.outbox")
 
 #: How much of a server's text is kept, in characters; a reply may have 32 KB.
 MAX_TEXT: Final = 400
-#: Servers quote what they refuse, and our signed addresses and links are secrets; queue ids are shorter.
+#: Servers quote addresses, and in refusals much else, while our signed addresses and links are secrets.
+_SIGNED: Final = re.compile(r"[A-Za-z0-9_.+=-]{43,}(?=@)")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_.+=-]{43,}")
+#: What stays one word between the angle brackets of a command.
 _MAILBOX: Final = re.compile(r"[!-;=?-~]*")
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 _DOT: Final = re.compile(rb"^\.", re.MULTILINE)
@@ -124,7 +126,8 @@ class Outbox:
         When cancelled it drops its connection, and the server may have the letter.
         """
         sent = await self._within(partial(self._attempt, letter))
-        log.info("%s %s: %s", letter.kind, letter.message_id, sent)
+        level = logging.INFO if isinstance(sent, Accepted) else logging.WARNING
+        log.log(level, "%s %s: %s", letter.kind, letter.message_id, sent)
         return sent
 
     async def probe(self) -> Later | None:
@@ -303,24 +306,24 @@ class _Link:
 
     async def deliver(self, letter: Letter, fallback: str) -> Sent:
         """Hold the conversation about one letter."""
-        mailbox = _path(letter.recipient)
-        if mailbox is None:
+        if not _MAILBOX.fullmatch(letter.recipient):
             return Undeliverable(_BAD_MAILBOX, "5.1.3 Not an address that SMTP can carry")
         self.taken = False
         if self._stale:
             await self.step("RSET", self.client.rset())
             self._stale = False
         self.letters += 1
-        stage, answer = await self._ask("MAIL FROM", _path(letter.sender))
+        stage, answer = await self._ask("MAIL FROM", letter.sender)
         if _final(answer) and not letter.sender:
-            # MailHog and some relays refuse the null sender, whose use is only that nobody answers it.
-            stage, answer = await self._ask("MAIL FROM", _path(fallback))
+            # MailHog and some relays refuse the null sender, which says only that nobody wants
+            # the bounce: a letter that somebody waits for is worth more.
+            stage, answer = await self._ask("MAIL FROM", fallback)
         if not _good(answer):
             # Not for the next letter: some servers count, and refuse here until one connects anew.
             self.client.close()
             return Later(self._told(stage, answer))
         self.taken = self._stale = True
-        stage, answer = await self._ask("RCPT TO", mailbox)
+        stage, answer = await self._ask("RCPT TO", letter.recipient)
         if _good(answer):
             stage, answer = await self._ask("DATA")
             if answer.code == _START_INPUT:
@@ -346,9 +349,14 @@ class _Link:
         protocol.write(_DOT.sub(b"..", lines) + end)
         return await protocol.read_response(self._data_patience)
 
-    async def _ask(self, verb: str, path: bytes | None = None) -> tuple[str, SMTPResponse]:
-        command = verb.encode() if path is None else verb.encode() + b":" + path
-        return await self._hear(verb, self.client.execute_command(command))
+    async def _ask(self, verb: str, address: str | None = None) -> tuple[str, SMTPResponse]:
+        return await self._hear(verb, self._say(verb, address))
+
+    async def _say(self, verb: str, address: str | None) -> SMTPResponse:
+        if address is not None and not _MAILBOX.fullmatch(address):
+            raise ValueError("not an address that SMTP can carry")
+        command = verb if address is None else f"{verb}:<{address}>"
+        return await self.client.execute_command(command.encode("ascii"))
 
     async def _hear(self, stage: str, action: Awaitable[SMTPResponse]) -> tuple[str, SMTPResponse]:
         answer = await self.step(stage, action)
@@ -406,12 +414,8 @@ def _final(answer: SMTPResponse) -> bool:
     return answer.code in _FINAL
 
 
-def _path(address: str) -> bytes | None:
-    """Return ``<address>``, or None if it would not stay one word of a command."""
-    return f"<{address}>".encode("ascii") if _MAILBOX.fullmatch(address) else None
-
-
 def _line(text: str) -> str:
     """Return a server's text as one bounded line that can be stored and shown anywhere."""
     sound = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in sound).split())[:MAX_TEXT]
+    line = " ".join("".join(c if c.isprintable() else " " for c in sound).split())
+    return _SIGNED.sub("…", line)[:MAX_TEXT]

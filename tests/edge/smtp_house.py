@@ -150,6 +150,7 @@ async def smtp_house(*, implicit: bool = False, **told: object) -> AsyncIterator
     """Run an `SmtpHouse` on a free port of the loopback."""
     house = SmtpHouse(**told)  # type: ignore[arg-type]
     house.answer_letters.set()
+    house.deserted.set()
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -404,6 +404,25 @@ async def test_a_probe_says_what_is_wrong(make: Make, stage: str, code: int) -> 
         assert await make(house).probe() == Later(f"{stage}: {code} no")
 
 
+async def test_a_sender_that_is_no_word_is_not_sent(make: Make) -> None:
+    """A sender that could be read as a command is a defect of ours, and no server hears of it."""
+    async with smtp_house() as house:
+        letter = Letter("request", "a> SIZE=1 <b@x.test", "ann@corp.test", "<1@x>", DATA)
+        assert await make(house).send(letter) == Later("MAIL FROM: not an address that SMTP can carry")
+        assert house.commands == ["EHLO us.test"]
+
+
+async def test_an_answer_may_quote_queue_ids_but_no_signed_address(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A long queue id is kept to find the letter by; a signed address is not."""
+    caplog.set_level(logging.DEBUG, "approvals")
+    queue_id = "0100018c2e3f4a5b-12345678-abcd-ef01-2345-6789abcdef01-000000"
+    async with smtp_house(replies={"dot": f"250 Ok {queue_id} from {SIGNED}"}) as house:
+        assert await make(house).send(REQUEST) == Accepted(f"Ok {queue_id} from …@replies.test")
+    assert SIGNED not in caplog.text
+
+
 @pytest.mark.parametrize("stage", ["MAIL", "RCPT", "dot"])
 async def test_signed_parts_are_not_told(make: Make, caplog: pytest.LogCaptureFixture, stage: str) -> None:
     """A server that quotes signed addresses and links puts them neither into outcomes nor into logs."""
