@@ -43,15 +43,14 @@ def chain_of(mail: Mail, domain: str, sealers: frozenset[str], now: float) -> Ch
         return None
     sets = _sets(mail)
     keys: list[tuple[str, bytes]] = []
-    for instance, found in sorted(sets.items()):
+    for _, found in sorted(sets.items()):
         seal, message = (checked_tags(found[name], now) for name in _NAMES[:2])
         for tags in (seal, message):
             signer, key_name = signer_of(tags)
             if signer not in sealers:
                 raise Refused(f"ARC: {signer} is not among the trusted relays")
             keys.append((key_name, tags[b"a"]))
-        if not check_scope(message) and instance == len(sets):
-            raise Refused("ARC: the body's canonicalization is not relaxed")
+        check_scope(message)
     _, _, said = sets[1]["arc-authentication-results"].value.partition(b";")
     try:
         passes, detail = speaks_for(read_results(said), domain)
@@ -64,7 +63,7 @@ def chain_of(mail: Mail, domain: str, sealers: frozenset[str], now: float) -> Ch
 
 def verify_chain(mail: Mail, keys: dict[str, bytes]) -> None:
     """Raise Refused, with the reason, unless the chain holds by `keys`."""
-    verifier = library(dkim.ARC, mail, relaxed_body=True)
+    verifier = library(dkim.ARC, mail)
     try:
         # As in DKIM: the library promises no set of errors.
         outcome: Any = verifier.verify(dnsfunc=lambda name, **_: keys[name.decode().rstrip(".").lower()])

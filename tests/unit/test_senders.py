@@ -264,6 +264,8 @@ async def test_a_signed_beginning_is_doubted() -> None:
 
 async def test_from_must_be_signed() -> None:
     """A signature that leaves From out says nothing of the sender, and there is only one From."""
+    bodiless = signed().replace(b"bh=", b"bx=")
+    assert reason(await check(bodiless)) == "a signature does not cover the body"
     without = signed().replace(b"h=from", b"h=form")
     assert reason(await check(without)) == "a signature does not cover From"
     for second in (b"From: <eve@evil.example>\r\n", b"from: Ann <ann@corp.example>\r\n"):

@@ -47,6 +47,15 @@ async def test_nobody_is_trusted_by_default() -> None:
     assert f"ARC: {RELAY} is not among the trusted relays" in reason(await check(raw, OTHER))
 
 
+async def test_a_relay_may_change_what_another_sealed() -> None:
+    """Of the messages' signatures only the last must still fit; of the seals every one."""
+    raw = sealed(listed(sealed(listed(MAIL), OTHER)), RELAY, "arc=pass; dmarc=fail header.from=corp.example")
+    assert await check(raw, RELAY, OTHER) == Trusted("arc", f"{SEEN}, sealed by {RELAY}")
+    broken = raw.replace(b"i=1; other.example;", b"i=1; other.example; x=y;")
+    assert broken != raw
+    assert "ARC: the chain does not hold" in reason(await check(broken, RELAY, OTHER))
+
+
 async def test_every_relay_of_a_chain_must_be_trusted() -> None:
     """One below could have written the results that the one on top sealed."""
     raw = sealed(sealed(listed(MAIL), OTHER), RELAY, "arc=pass; dmarc=fail header.from=corp.example")

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
+from hashlib import sha256
 
 import dkim  # type: ignore[import-untyped] # it ships no types
 import pytest
+from dkim import canonicalization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.senders import Doubted, Trust, Trusted, Unavailable, senders
+from service.senders.mail import read_mail
 from tests.unit.test_senders import ANN, HEADER, MAIL, Zone, check, reason, rsa, signed, zone
 
 #: Seconds for one hostile mail, on a busy machine; undefended, these take from seconds to hours.
@@ -96,6 +99,16 @@ def test_any_key_record_is_refused(record: bytes) -> None:
     assert isinstance(verified(signed(), (record,)), Doubted)
 
 
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([b"x", b" ", b"  ", b"\t", b"\r\n", b"\n", b"\r", b"\xff"]), max_size=30))
+def test_bodies_are_hashed_as_the_library_does(pieces: list[bytes]) -> None:
+    """Ours is linear, and the same."""
+    raw = HEADER + b"\r\n" + b"".join(pieces)
+    mail, theirs = read_mail(raw), dkim.DKIM(raw)
+    assert mail.relaxed_hash == sha256(canonicalization.Relaxed.canonicalize_body(theirs.body)).digest()
+    assert mail.simple_hash == sha256(canonicalization.Simple.canonicalize_body(theirs.body)).digest()
+
+
 _VALUE = b"v=1; a=rsa-sha256; c=relaxed/relaxed; d=corp.example; s=s1; bh=AAAA; "
 
 
@@ -122,6 +135,14 @@ _VALUE = b"v=1; a=rsa-sha256; c=relaxed/relaxed; d=corp.example; s=s1; bh=AAAA; 
             b"DKIM-Signature: " + _VALUE + b"h=from; b=AAAA; t=" + b"9" * 5000 + b"\r\n" + MAIL,
             "time is malformed",
         ),
+        (
+            (b"DKIM-Signature: " + _VALUE + b"h=from; b=AAAA\r\n") * 5 + MAIL + b"x \r\n" * 5_000_000,
+            "of another body",
+        ),
+        (
+            (b"DKIM-Signature: " + _VALUE + b"h=from; b=AAAA\r\n") * 5 + MAIL + b"\t " * 10_000_000,
+            "of another body",
+        ),
         (b"a:\r\n" * 16000 + MAIL, "over 1000 header fields"),
         (b"a: " + b"b" * 70000 + b"\r\n" + MAIL, "the header is over 65536 octets"),
         (b"a" * 33 * 1024 * 1024, "the mail is over"),
@@ -130,7 +151,20 @@ _VALUE = b"v=1; a=rsa-sha256; c=relaxed/relaxed; d=corp.example; s=s1; bh=AAAA; 
             "further signatures were not read",
         ),
     ],
-    ids=["blanks", "blank-lines", "folds", "names", "long", "digits", "fields", "header", "big", "many"],
+    ids=[
+        "blanks",
+        "blank-lines",
+        "folds",
+        "names",
+        "long",
+        "digits",
+        "short",
+        "tabs",
+        "fields",
+        "header",
+        "big",
+        "many",
+    ],
 )
 async def test_what_takes_the_library_long_is_refused_soon(raw: bytes, expected: str) -> None:
     """Bounds stand before whatever is not linear."""
