@@ -8,6 +8,7 @@ import asyncio
 import email
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -241,10 +242,9 @@ def _expect(holds: object, what: str, seen: str = "") -> None:
 
 async def _seen[T](look: Callable[[], Awaitable[T | None]], what: str) -> T:
     """Return what `look` finds, within the play's patience."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while (found := await look()) is None:
-                await asyncio.sleep(0.05)
-    except TimeoutError as exc:
-        raise DemoFailed(f"not observed within {PATIENCE:.0f} s: {what}") from exc
+    deadline = time.monotonic() + PATIENCE
+    while (found := await look()) is None:
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"not observed within {PATIENCE:.0f} s: {what}")
+        await asyncio.sleep(0.05)
     return found

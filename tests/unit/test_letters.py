@@ -18,8 +18,9 @@ from service import letters as module
 from service import wording
 from service.domain import Ballot, BallotRecord, Closed, Vote, ballot_key
 from service.errors import SettingsError
-from service.letters import MAX_HTML_BYTES, MAX_MESSAGE_ID, Capabilities, Letter, Letters
+from service.letters import MAX_HTML_BYTES, MAX_MESSAGE_ID, Letter, Letters
 from service.requests import Approver, Ask, Person
+from service.tokens import Capabilities
 
 CREATED = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 AT = datetime(2026, 11, 23, 9, 12, tzinfo=UTC)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain import Ballot, BallotRecord
-from service.letters import Capabilities, Letters
+from service.letters import Letters
+from service.tokens import Capabilities
 from service.replies import Reply, Sent, read_reply
 from service.requests import Approver, Ask, Person
 from tests.fixtures.replies.mails import FROM, REPLY_TO, both, mail
