@@ -25,7 +25,7 @@ from resonate.types import PromiseRecord, TaskData, Value
 
 from service.domain import Ballot, BallotRecord, Closed, End, Report, Vote, ballot_key, tally
 from service.errors import BallotGone, EngineAway, IdTaken, NotFound, RequestInvalid
-from service.requests import GRACE, Ask, Request, definite, due_at, parse_request
+from service.requests import GRACE, Ask, Request, definite, parse_request, require_due
 from service.tokens import spell
 
 #: The group that workers join, and the durable functions' names there.
@@ -65,18 +65,26 @@ class Approvals:
         request = parse_request(body)
         approval_id = request.id or f"a-{secrets.token_hex(10)}"
         request = msgspec.structs.replace(request, id=None)
-        now = self._now()
         born = secrets.token_hex(8)
-        with engine_errors():
-            promise = await start_function(
-                self.promises,
-                self._target,
-                approval_id,
-                APPROVAL,
-                msgspec.to_builtins(request),
-                timeout_at=due_at(request, now) + GRACE,
-                tags={KIND_TAG: APPROVAL, BORN_TAG: born},
-            )
+        try:
+            due = require_due(request, self._now())
+        except RequestInvalid as late:
+            # A passed instant opens nothing, but may be the due time of what was opened before it.
+            try:
+                promise = await self._root(approval_id)
+            except NotFound:
+                raise late from None
+        else:
+            with engine_errors():
+                promise = await start_function(
+                    self.promises,
+                    self._target,
+                    approval_id,
+                    APPROVAL,
+                    msgspec.to_builtins(request),
+                    timeout_at=due + GRACE,
+                    tags={KIND_TAG: APPROVAL, BORN_TAG: born},
+                )
         if _request_of(promise) != request:
             raise IdTaken(approval_id)
         return await self._report(promise), promise.tags.get(BORN_TAG) == born

@@ -5,12 +5,14 @@ import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from resonate.error import ResonateError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -79,7 +81,8 @@ class Web:
                 Route("/decide/{token:path}", self._page(self.decide), methods=["POST"]),
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),
-            ]
+            ],
+            exception_handlers={HTTPException: _no_route, Exception: _defect},
         )
 
     # ── The API ───────────────────────────────────────────────────────────────
@@ -327,6 +330,21 @@ def _problem(exc: ApprovalsError) -> Response:
     if status == 401:  # noqa: PLR2004 - RFC 9110 wants the challenge with it
         headers["WWW-Authenticate"] = "Bearer"
     return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
+
+
+async def _no_route(_request: HttpRequest, exc: Exception) -> Response:
+    """Answer a path or method that is not ours as every other refusal is answered."""
+    status = exc.status_code if isinstance(exc, HTTPException) else 500
+    refusal = _problem(HttpRefused(status, HTTPStatus(status).phrase, "no such path or method here"))
+    if isinstance(exc, HTTPException) and exc.headers:
+        refusal.headers.update(exc.headers)
+    return refusal
+
+
+async def _defect(_request: HttpRequest, exc: Exception) -> Response:
+    """Answer a defect of ours without its text; the server logs it."""
+    log.error("a request failed", exc_info=exc)
+    return _problem(HttpRefused(500, "Internal error", "nothing was changed that was not acknowledged"))
 
 
 def _json(report: Report, status: int = 200, headers: dict[str, str] | None = None) -> Response:

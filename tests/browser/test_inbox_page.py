@@ -1,24 +1,13 @@
 """The inbox in a real browser: a person reads a letter, follows its link and answers it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.browser.chromium import ARGUMENTS, chromium
 from tests.edge.inbox_house import House, letter, open_house
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--headless",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 #: Each way that a letter's markup may try to run; all would change the title or make a request.
 EVIL = (
     "<script>top.document.title='ran'</script><img src=x onerror=\"top.document.title='ran'\">"
@@ -31,10 +20,9 @@ EVIL = (
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Return a headless Chromium."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is not here")
+    path = chromium()
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield launched
         launched.close()
 

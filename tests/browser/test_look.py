@@ -1,7 +1,6 @@
 """The pages in a real browser: what is shown, what a button sends, what markup can't do."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import resources
@@ -14,6 +13,7 @@ from playwright.sync_api import Browser, Page, Request, Route, sync_playwright
 from service.domain import Closed, Vote
 from service.pages import Pages
 from service.requests import Approver, Ask, Person
+from tests.browser.chromium import ARGUMENTS, chromium
 
 URL = "https://approvals.corp.example/decide/eyJhbGciOiJI?choice=decline"
 NOW = datetime(2026, 11, 22, 16, 0, tzinfo=UTC)
@@ -35,7 +35,6 @@ POLICY = (
     "frame-ancestors 'none'; base-uri 'none'"
 )
 MARKUP = '</textarea></style><script>document.title="run"</script><img src=x onerror=alert(1)>"\' onfocus=x'
-CHROMIUM = shutil.which("chromium")
 PAGES = Pages()
 
 
@@ -67,14 +66,9 @@ def vote(**fields: object) -> Vote:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Run Chromium once for all tests here."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
+    path = chromium()
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-                  "--disable-background-networking", "--disable-component-update"],
-        )  # fmt: skip
+        running = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield running
         running.close()
 
