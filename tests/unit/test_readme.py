@@ -105,7 +105,9 @@ def test_requests_of_the_readme_are_valid() -> None:
     assert bodies
     for body in bodies:
         parse_request(json.loads(body))
-    for request in re.findall(r"rpc\(\"approval\", (\{.*?\})\)", README):
+    requests = re.findall(r"rpc\(\s*\"approval\", (\{.*?\})\s*\)", README, re.DOTALL)
+    assert requests
+    for request in requests:
         parse_request(json.loads(request))
     assert (
         "curl -X POST http://localhost:5001/start-workflow "
