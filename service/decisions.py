@@ -4,6 +4,7 @@ Every channel comes through `Decisions.cast`, so that link, reply and API have
 the same rules, the same deadline and the same winner.
 """
 
+import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from msgspec.structs import replace
 
 from service.approvals import Approvals, Clock, engine_errors, settle, utc_now
 from service.domain import Ballot, Channel, Choice, Closed, End, Vote
+
+log = logging.getLogger("approvals.decisions")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,16 @@ class Decisions:
             ours = Closed(reason="expired", at=ballot.ask.due_at)
         with engine_errors():
             won = await settle(self._approvals.promises, ballot.record.arbiter, ours)
-        return Cast(replace(ballot, end=won), won, counted=won == ours and isinstance(won, Vote))
+        counted = won == ours and isinstance(won, Vote)
+        log.info(
+            "approval %s: %s by %s, by %s%s",
+            ballot.ask.approval_id,
+            choice,
+            ballot.approver.email,
+            channel,
+            "" if counted else ": too late",
+        )
+        return Cast(replace(ballot, end=won), won, counted=counted)
 
     async def bounced(self, ballot: Ballot, detail: str) -> None:
         """Note that this approver's mail server sent their letter back. Raises EngineAway.

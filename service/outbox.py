@@ -126,8 +126,7 @@ class Outbox:
         When cancelled it drops its connection, and the server may have the letter.
         """
         sent = await self._within(partial(self._attempt, letter))
-        level = logging.INFO if isinstance(sent, Accepted) else logging.WARNING
-        log.log(level, "%s %s: %s", letter.kind, letter.message_id, sent)
+        log.debug("%s %s: %s", letter.kind, letter.message_id, sent)
         return sent
 
     async def probe(self) -> Later | None:

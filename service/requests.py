@@ -316,6 +316,8 @@ def field_problem(exc: msgspec.ValidationError) -> FieldProblem:
     text, _, path = str(exc).partition(" - at `")
     if unknown := re.search(r"(?:unknown|required) field `([^`]*)`", text):
         return FieldProblem(".".join(filter(None, [_dotted(path), unknown[1]])), text)
+    if text.startswith("Invalid enum value"):
+        text += "; this version knows any"
     return FieldProblem(_dotted(path), text)
 
 

@@ -231,7 +231,7 @@ async def send_request(ctx: Context, key: str) -> Delivery:
         if isinstance(sent, Undeliverable):
             refused = Closed(reason="undeliverable", at=ports.now(), detail=f"{sent.code} {sent.text}"[:500])
             await settle(ports.promises, ballot.record.promise, refused)
-        return _delivery(sent, ballot.ask.approval_id)
+        return _delivery(sent, ballot, "request")
 
 
 async def send_answer(ctx: Context, order: dict[str, Any]) -> Delivery:
@@ -241,7 +241,7 @@ async def send_answer(ctx: Context, order: dict[str, Any]) -> Delivery:
         wanted = msgspec.convert(order, Answer)
         ballot = await read_ballot(ports.promises, unspell(wanted.ballot))
         sent = await ports.mailer.send(_answer_letter(ports, ballot, wanted))
-        return _delivery(sent, ballot.ask.approval_id)
+        return _delivery(sent, ballot, wanted.kind)
 
 
 async def close(
@@ -299,13 +299,15 @@ def _answer_letter(ports: Ports, ballot: Ballot, wanted: Answer) -> Letter:
             return ports.letters.confirmation(ballot, caps, at=at, nth=wanted.nth)
 
 
-def _delivery(sent: Sent, approval_id: str) -> Delivery:
+def _delivery(sent: Sent, ballot: Ballot, kind: str) -> Delivery:
+    approval_id, email = ballot.ask.approval_id, ballot.approver.email
     match sent:
         case Accepted():
+            log.info("approval %s: %s letter to %s is out", approval_id, kind, email)
             return "sent"
         case Later():
-            log.warning("approval %s: letter waits: %s", approval_id, sent.reason)
+            log.warning("approval %s: %s letter to %s waits: %s", approval_id, kind, email, sent.reason)
             return "later"
         case Undeliverable():
-            log.warning("approval %s: letter refused: %s %s", approval_id, sent.code, sent.text)
+            log.warning("approval %s: %s is out of reach: %s %s", approval_id, email, sent.code, sent.text)
             return "undeliverable"
