@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from service.domain import Ballot, BallotRecord
 from service.letters import Letters
-from service.tokens import Capabilities
 from service.replies import Reply, Sent, read_reply
 from service.requests import Approver, Ask, Person
+from service.tokens import Capabilities
 from tests.fixtures.replies.mails import FROM, REPLY_TO, both, mail
 from tests.fixtures.replies.quoting import TONGUES, Tongue
 
