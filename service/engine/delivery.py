@@ -39,6 +39,10 @@ class Listener(msgspec.Struct, frozen=True, eq=False):
             names += [any_, f"{any_}/{self.pid}", f"{scheme}://uni@{self.group}/{self.pid}"]
         return names
 
+    def beginnings(self) -> list[str]:
+        """Return how addresses begin that prefer a member by name, and fall to this one if that is away."""
+        return [f"{scheme}://any@{self.group}/" for scheme in ("poll", "local")]
+
 
 def parse(address: str) -> Address | None:
     """Read an address; None for one that nobody here can have (``http://`` and the like)."""

@@ -21,6 +21,7 @@ from service.engine.backup import backup
 from service.engine.clock import Clock, now_ms
 from service.engine.database import Database, Job, StorageFault, explain
 from service.engine.delivery import Deliver, Listener, Switchboard
+from service.engine.rows import Reach
 from service.engine.search import KINDS, search
 from service.engine.transaction import Message, Transaction
 from service.engine.wire import (
@@ -153,9 +154,8 @@ class EmbeddedEngine:
         """Have messages for the group and pid delivered, first of all those that wait for it."""
         listener = Listener(group, pid, deliver)
         self._switchboard.attach(listener)
-        addresses = msgspec.json.encode(listener.addresses()).decode()
         try:
-            waiting = await self._do(partial(self._waiting, addresses))
+            waiting = await self._do(partial(self._waiting, _reach(listener)))
         except asyncio.CancelledError:
             self._switchboard.detach(listener)
             raise
@@ -171,8 +171,7 @@ class EmbeddedEngine:
         """
         self._switchboard.detach(listener)
         if lost and self._switchboard.find(f"poll://any@{listener.group}") is not None:
-            addresses = msgspec.json.encode(listener.addresses()).decode()
-            self._writer.submit(Job(partial(self._waiting, addresses), self._deliver_all))
+            self._writer.submit(Job(partial(self._waiting, _reach(listener)), self._deliver_all))
 
     def nudge(self) -> None:
         """Look at the clock again: a test has moved it."""
@@ -185,9 +184,9 @@ class EmbeddedEngine:
         """
         await asyncio.to_thread(backup, self.path, target)
 
-    def _waiting(self, addresses: str, tx: Transaction) -> list[Message]:
+    def _waiting(self, listener: Reach, tx: Transaction) -> list[Message]:
         """Return what a new listener has missed, offering each pending task once more."""
-        for promise, task in tx.rows.tasks_waiting(addresses, ATTACH_BATCH):
+        for promise, task in tx.rows.tasks_waiting(listener, ATTACH_BATCH):
             if task is None or rules.project(promise, tx.now).state != "pending":
                 continue
             delayed = task.offers == 0 and task.due is not None and task.due > tx.now
@@ -195,7 +194,7 @@ class EmbeddedEngine:
                 tx.rows.update_task(promise.row, tx.offer(promise, task))
         return [
             Message(address, unblock_message(promise_out(promise)), promise.row, kept=True)
-            for promise, address in tx.rows.unblocks_waiting(addresses, ATTACH_BATCH)
+            for promise, address in tx.rows.unblocks_waiting(listener, ATTACH_BATCH)
         ]
 
     def _committed(self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message]) -> None:
@@ -226,6 +225,11 @@ class EmbeddedEngine:
             tx.rows.drop_post(message.promise, "unblock", message.address)
 
         self._writer.later(Job(drop, _ignore))
+
+
+def _reach(listener: Listener) -> Reach:
+    names, beginnings = listener.addresses(), listener.beginnings()
+    return msgspec.json.encode(names).decode(), msgspec.json.encode(beginnings).decode()
 
 
 def _ignore(_: Any) -> None:

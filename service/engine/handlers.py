@@ -32,6 +32,7 @@ from service.engine.wire import (
     decode,
     promise_out,
     read_value,
+    reply_to,
     task_out,
 )
 
@@ -192,8 +193,7 @@ def task_fence(tx: Transaction, req: TaskFence) -> Reply:
             current = tx.rows.pair_at(promise.row)
             if current is not None and current[1] is not None:
                 tx.rows.update_task(promise.row, msgspec.structs.replace(current[1], offers=1))
-    sub = {"kind": action.kind, "head": {"corrId": "", "status": answer.status}, "data": answer.data}
-    return Reply(200, {"action": sub, "preload": []})
+    return Reply(200, {"action": reply_to(action.kind, action.head.corr_id, answer), "preload": []})
 
 
 def task_heartbeat(tx: Transaction, req: Heartbeat) -> Reply:

@@ -15,10 +15,13 @@ from msgspec import Raw
 from service.engine.rules import Promise, Task
 from service.engine.wire import ScheduleOut
 
-__all__ = ["Pair", "Rows"]
+__all__ = ["Pair", "Reach", "Rows"]
 
 #: A promise and the task behind it, if it has one.
 type Pair = tuple[Promise, Task | None]
+
+#: What a listener answers to: a JSON list of addresses, and one of how others begin.
+type Reach = tuple[str, str]
 
 _P: Final = (
     "p.row, p.id, p.state, p.param, p.value, p.tags, p.external, p.timer, p.target,"
@@ -39,10 +42,19 @@ _TASKS_DUE: Final = (
     f"SELECT {_P}, {_T} FROM tasks t JOIN promises p ON p.row = t.row"
     " WHERE t.due IS NOT NULL AND t.due <= ? ORDER BY t.due LIMIT ?"
 )
+#: An address is one of these, or begins with one of those; both are JSON lists.
+_REACHES: Final = (
+    "({0} IN (SELECT value FROM json_each(?1))"
+    " OR EXISTS (SELECT 1 FROM json_each(?2) WHERE substr({0}, 1, length(value)) = value))"
+)
 _TASKS_WAITING: Final = (
     f"SELECT {_P}, {_T} FROM tasks t JOIN promises p ON p.row = t.row"
-    " WHERE t.due IS NOT NULL AND t.state = 'pending' AND p.target IN (SELECT value FROM json_each(?))"
-    " ORDER BY t.due LIMIT ?"
+    f" WHERE t.due IS NOT NULL AND t.state = 'pending' AND {_REACHES.format('p.target')}"
+    " ORDER BY t.due LIMIT ?3"
+)
+_UNBLOCKS_WAITING: Final = (
+    f"SELECT {_P}, o.address FROM outbox o JOIN promises p ON p.row = o.promise"
+    f" WHERE o.kind = 'unblock' AND {_REACHES.format('o.address')} LIMIT ?3"
 )
 _INSERT_PROMISE: Final = "INSERT INTO promises VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _SETTLE: Final = "UPDATE promises SET state = ?, value = ?, settled_at = ? WHERE row = ?"
@@ -165,13 +177,9 @@ class Rows:
         """Forget messages that nobody has fetched since ``before``."""
         self._run("DELETE FROM outbox WHERE since < ?", (before,))
 
-    def unblocks_waiting(self, addresses: str, limit: int) -> list[tuple[Promise, str]]:
-        """Return the settled promises that a JSON list of addresses has not been told about."""
-        rows = self._run(
-            f"SELECT {_P}, o.address FROM outbox o JOIN promises p ON p.row = o.promise"
-            " WHERE o.kind = 'unblock' AND o.address IN (SELECT value FROM json_each(?)) LIMIT ?",
-            (addresses, limit),
-        )
+    def unblocks_waiting(self, listener: Reach, limit: int) -> list[tuple[Promise, str]]:
+        """Return the settled promises that a listener has not been told about, and by which address."""
+        rows = self._run(_UNBLOCKS_WAITING, (*listener, limit))
         return [(Promise(*row[:_WIDTH]), row[_WIDTH]) for row in rows]
 
     # -- what is due ----------------------------------------------------------------------------------
@@ -184,9 +192,9 @@ class Rows:
         """Return tasks whose offer or lease end is due."""
         return [_pair(row) for row in self._run(_TASKS_DUE, (now, limit)).fetchall()]
 
-    def tasks_waiting(self, addresses: str, limit: int) -> list[Pair]:
-        """Return pending tasks aimed at a JSON list of addresses."""
-        return [_pair(row) for row in self._run(_TASKS_WAITING, (addresses, limit)).fetchall()]
+    def tasks_waiting(self, listener: Reach, limit: int) -> list[Pair]:
+        """Return pending tasks that a listener may be given."""
+        return [_pair(row) for row in self._run(_TASKS_WAITING, (*listener, limit)).fetchall()]
 
     def free_endless_leases(self, endless: int, now: int) -> int:
         """Make every task held by a process that is gone pending and due; return how many."""

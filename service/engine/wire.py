@@ -15,6 +15,7 @@ from service.engine.rules import Promise, PromiseState, Task, TaskState
 
 __all__ = [
     "Action",
+    "ActionHead",
     "Call",
     "CallbackRegister",
     "Heartbeat",
@@ -26,6 +27,7 @@ __all__ = [
     "PromiseSearch",
     "PromiseSettle",
     "Reply",
+    "ReplyEnvelope",
     "ScheduleCreate",
     "ScheduleOut",
     "ScheduleSearch",
@@ -44,6 +46,7 @@ __all__ = [
     "promise_out",
     "read_call",
     "read_value",
+    "reply_to",
     "task_out",
     "unblock_message",
 ]
@@ -117,11 +120,18 @@ class PromiseSearch(_In, frozen=True):
     cursor: str | None = None
 
 
+class ActionHead(_In, frozen=True):
+    """The head of a request carried inside another."""
+
+    corr_id: str = ""
+
+
 class Action[D](msgspec.Struct, frozen=True, gc=False):
     """A request carried inside another."""
 
     data: D
     kind: str = ""
+    head: ActionHead = ActionHead()
 
 
 class TaskCreate(_In, frozen=True):
@@ -325,18 +335,25 @@ class _ReplyHead(msgspec.Struct, frozen=True, rename="camel", gc=False):
     version: str = PROTOCOL_VERSION
 
 
-class _ReplyEnvelope(msgspec.Struct, frozen=True, gc=False):
+_ENCODER = msgspec.json.Encoder()
+
+
+class ReplyEnvelope(msgspec.Struct, frozen=True, gc=False):
+    """A reply with its head: a whole message, or the inner half of a fence's."""
+
     kind: str
     head: _ReplyHead
     data: Any
 
 
-_ENCODER = msgspec.json.Encoder()
+def reply_to(kind: str, corr_id: str, reply: Reply) -> ReplyEnvelope:
+    """Return a reply in its envelope."""
+    return ReplyEnvelope(kind, _ReplyHead(corr_id, reply.status), reply.data)
 
 
 def encode_reply(kind: str, corr_id: str, reply: Reply) -> bytes:
-    """Write a reply's envelope."""
-    return _ENCODER.encode(_ReplyEnvelope(kind, _ReplyHead(corr_id, reply.status), reply.data))
+    """Write a reply in its envelope."""
+    return _ENCODER.encode(reply_to(kind, corr_id, reply))
 
 
 def promise_out(promise: Promise) -> PromiseOut:

@@ -65,7 +65,8 @@ def test_a_listener_answers_to_every_address_that_finds_it() -> None:
     board = Switchboard()
     listener = Listener("g", "1", _deliver)
     board.attach(listener)
-    assert all(board.find(address) is listener for address in listener.addresses())
+    others = [f"{beginning}gone" for beginning in listener.beginnings()]
+    assert all(board.find(address) is listener for address in [*listener.addresses(), *others])
 
 
 def test_a_small_step_back_is_held_and_a_large_one_obeyed() -> None:

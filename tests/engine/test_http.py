@@ -165,6 +165,17 @@ async def test_what_was_sent_into_a_broken_stream_goes_to_who_is_left(client: ht
         assert await next_task(others) == "a"
 
 
+async def test_what_prefers_a_process_that_is_gone_goes_to_the_next(client: httpx.AsyncClient) -> None:
+    """The TypeScript SDK aims its own work at its pid; a restart has another one and must not wait."""
+    for name, target in {"a": f"{TARGET}/gone", "b": f"{TARGET}2/gone"}.items():
+        await post(client, "promise.create", id=name, timeoutAt=FAR, tags={"resonate:target": target})
+    async with client.stream("GET", "/poll/workers/w1") as stream:
+        lines = stream.aiter_lines()
+        assert await next_task(lines) == "a"
+        await post(client, "promise.create", id="c", timeoutAt=FAR, tags={"resonate:target": TARGET})
+        assert await next_task(lines) == "c"
+
+
 async def test_leases_over_http_end_with_their_ttl(client: httpx.AsyncClient) -> None:
     """A worker elsewhere can die while the engine lives."""
     action = {
