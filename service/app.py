@@ -28,12 +28,13 @@ from service.engine import Engine, open_engine, sqlite_path
 from service.engine.http import HttpSurface
 from service.errors import SettingsError
 from service.inbox import Inbox, by_smtp
+from service.journal import Journal
 from service.letters import Letters
 from service.mailbox import Mailbox
 from service.outbox import Outbox
 from service.pages import Pages
 from service.requests import canonical_address
-from service.senders import senders
+from service.senders import Resolver, senders
 from service.settings import PREFIX, Endpoint, Settings
 from service.smtpd import Listener
 from service.tokens import Tokens
@@ -65,8 +66,13 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings, roles: Collection[Role]) -> AsyncIterator[Running]:
-    """Run `roles` until the block ends. Raises SettingsError for what can't be had."""
+async def running(
+    settings: Settings, roles: Collection[Role], *, resolver: Resolver | None = None
+) -> AsyncIterator[Running]:
+    """Run `roles` until the block ends; signing keys are asked of `resolver`, by default the machine's.
+
+    Raises SettingsError for what can't be had.
+    """
     tokens = Tokens(settings.secret_keys, public_url=settings.public_url, reply_domain=settings.reply_domain)
     letters = Letters(sender=settings.sender, reply_domain=settings.reply_domain)
     with_inbox = "inbox" in roles and settings.inbox is not None
@@ -122,9 +128,10 @@ async def running(settings: Settings, roles: Collection[Role]) -> AsyncIterator[
                 approvals=approvals,
                 decisions=decisions,
                 answers=Answers(resonate.promises, target),
+                journal=Journal(resonate.promises),
                 tokens=tokens,
                 letters=letters,
-                senders=senders(settings.reply_trust, settings.reply_peers),
+                senders=senders(settings.reply_trust, settings.reply_peers, resolver),
                 own_addresses=frozenset({_address_of(settings.sender)}),
             )
             listener = await stack.enter_async_context(

@@ -10,6 +10,7 @@ that no mail program writes                   554
 from anyone but the approver, or unproven     250, and the approver is asked to confirm
 unclear                                       250, and the approver is asked again
 too late                                      250, and a letter that names the real outcome
+seen before                                   250, and silence
 that decides                                  250, and a receipt (sent by the workflow)
 ============================================  ==========================================
 
@@ -18,8 +19,10 @@ promises are asked for in the loop where the engine lives.
 """
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol, assert_never
 from weakref import WeakKeyDictionary
 
@@ -29,6 +32,8 @@ from service.answers import AnswerKind, Answers
 from service.approvals import Approvals
 from service.decisions import Decisions
 from service.domain import Ballot, Vote
+from service.errors import EngineAway
+from service.journal import Journal
 from service.letters import Letters
 from service.replies import Ignored, Reading, Reason, Reply, Sent, Unverified, read_reply
 from service.senders import Doubted, Trust, Trusted, Unavailable
@@ -36,7 +41,12 @@ from service.tokens import AddressKind, Tokens
 
 log = logging.getLogger("approvals.mailbox")
 
+#: Seconds that a message waits for the engine; then its sender's server keeps it.
+ENGINE_PATIENCE = 10.0
+#: The peer of whoever hands a message in on this machine, without a network between.
+LOOPBACK = "127.0.0.1"
 DONE = "250 2.0.0 Done"
+RECORDED = "250 2.0.0 Recorded"
 UNREADABLE = "554 5.6.0 This message can't be read as a reply"
 
 
@@ -59,6 +69,7 @@ class Mailbox:
         approvals: Approvals,
         decisions: Decisions,
         answers: Answers,
+        journal: Journal,
         tokens: Tokens,
         letters: Letters,
         senders: Senders,
@@ -67,6 +78,7 @@ class Mailbox:
         self._approvals = approvals
         self._decisions = decisions
         self._answers = answers
+        self._journal = journal
         self._tokens = tokens
         self._letters = letters
         self._senders = senders
@@ -80,10 +92,7 @@ class Mailbox:
         """Accept a recipient only if we signed it for a ballot that is still kept."""
         if envelope in self._accepted:
             return "452 4.5.3 One recipient per message, please"
-        claim = self._tokens.read_address(address)
-        ballot = await self._with_engine(self._approvals.ballot(claim.ballot_key))
-        self._tokens.verify_address(claim, ballot)
-        self._accepted[envelope] = claim.kind, ballot
+        self._accepted[envelope] = await self._addressee(address)
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 OK"
 
@@ -93,9 +102,16 @@ class Mailbox:
         """Act on a message; the answer is given once what it changed is durable."""
         kind, ballot = self._accepted.pop(envelope)
         raw = envelope.content if isinstance(envelope.content, bytes) else b""
-        reading = await asyncio.to_thread(
-            read_reply, raw, self._sent(ballot), envelope_from=_bare(envelope.mail_from)
-        )
+        return await self._act(kind, ballot, raw, _bare(envelope.mail_from), peer_of(session))
+
+    async def _addressee(self, address: str) -> tuple[AddressKind, Ballot]:
+        claim = self._tokens.read_address(address)
+        ballot = await self._with_engine(self._approvals.ballot(claim.ballot_key))
+        self._tokens.verify_address(claim, ballot)
+        return claim.kind, ballot
+
+    async def _act(self, kind: AddressKind, ballot: Ballot, raw: bytes, mail_from: str, peer: str) -> str:
+        reading = await asyncio.to_thread(read_reply, raw, self._sent(ballot), envelope_from=mail_from)
         log.debug("a message for %s: %s", ballot.ask.approval_id, type(reading).__name__)
         if kind == "bounce":
             return await self._bounced(ballot, reading)
@@ -104,25 +120,46 @@ class Mailbox:
                 log.info("approval %s: mail ignored: %s", ballot.ask.approval_id, reading.reason)
                 return DONE
             case Unverified():
-                return UNREADABLE if reading.refusable else await self._doubted(ballot, reading.doubt)
+                if reading.refusable:
+                    return UNREADABLE
+                mark = _mark(raw, reading.message_id, reading.doubt)
+                return await self._once(ballot, mark, partial(self._doubted, ballot, reading.doubt))
             case Reply():
-                return await self._replied(ballot, reading, raw, _peer(session))
+                return await self._replied(ballot, reading, raw, peer)
             case _:
                 assert_never(reading)
 
     async def _replied(self, ballot: Ballot, reply: Reply, raw: bytes, peer: str) -> str:
+        said = f"{reply.sender}\0{reply.verdict}\0{reply.read}\0{reply.comment}"
         if reply.sender != ballot.approver.email:
-            return await self._doubted(ballot, "not from the approver")
-        trust = await self._senders.check(raw, reply.sender, peer)
+            trust: Trust = Doubted("not from the approver")
+        else:
+            trust = await self._senders.check(raw, reply.sender, peer)
         match trust:
             case Unavailable():
                 return "451 4.4.3 The sender can't be checked now, try again"
             case Doubted():
-                return await self._doubted(ballot, trust.reason)
+                work = partial(self._doubted, ballot, trust.reason)
             case Trusted():
-                return await self._authentic(ballot, reply, trust)
+                work = partial(self._authentic, ballot, reply, trust)
             case _:
                 assert_never(trust)
+        # A copy that proves nothing must not keep out the one that does.
+        mark = _mark(raw, reply.message_id, f"{type(trust).__name__}\0{said}")
+        return await self._once(ballot, mark, work)
+
+    async def _once(self, ballot: Ballot, mark: str, work: Callable[[], Awaitable[str]]) -> str:
+        """Do `work` unless this message was acted on before: relays and pollers deliver twice.
+
+        The mark is made last: a message that was cut off half-way is acted on again, and
+        whatever it does twice is the same vote and the same letter.
+        """
+        if await self._with_engine(self._journal.knows(ballot, mark)):
+            log.info("approval %s: a message came again", ballot.ask.approval_id)
+            return DONE
+        answer = await work()
+        await self._with_engine(self._journal.mark(ballot, mark))
+        return answer
 
     async def _authentic(self, ballot: Ballot, reply: Reply, trust: Trusted) -> str:
         approval_id, message_id = ballot.ask.approval_id, reply.message_id or ""
@@ -138,10 +175,10 @@ class Mailbox:
                 )
             )
             if cast.counted:
-                return "250 2.0.0 Recorded"
+                return RECORDED
             end = cast.end
             if isinstance(end, Vote) and message_id and end.evidence.get("message_id") == message_id:
-                return "250 2.0.0 Recorded"  # the same message once more: its 250 was lost
+                return RECORDED  # the same message once more: its 250 was lost
         await self._with_engine(self._answers.ask(ballot.key, "closed"))
         return DONE
 
@@ -169,7 +206,16 @@ class Mailbox:
         )
 
     async def _with_engine[T](self, work: Coroutine[Any, Any, T]) -> T:
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._engine_loop))
+        """Do `work` in the loop where the engine lives. Raises EngineAway after `ENGINE_PATIENCE`.
+
+        Connectors to engines try for ever. What was cut off may have been done; the message comes
+        again and finds it so.
+        """
+        try:
+            async with asyncio.timeout(ENGINE_PATIENCE):
+                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._engine_loop))
+        except TimeoutError as exc:
+            raise EngineAway("no answer in time") from exc
 
 
 def _bare(mail_from: str | None) -> str:
@@ -177,6 +223,13 @@ def _bare(mail_from: str | None) -> str:
     return "" if mail_from in {None, "<>"} else str(mail_from)
 
 
-def _peer(session: Session) -> str:
+def peer_of(session: Session) -> str:
+    """Return the SMTP client's IP address; one on a unix socket is on this machine."""
     peer: object = session.peer  # a host and port, or a path
-    return str(peer[0]) if isinstance(peer, tuple) else ""
+    return str(peer[0]) if isinstance(peer, tuple) else LOOPBACK
+
+
+def _mark(raw: bytes, message_id: str | None, said: str) -> str:
+    """Return what tells a message from others: its Message-ID, else all of it, and what it says."""
+    whole = message_id.encode() if message_id else raw
+    return hashlib.sha256(whole + b"\0" + said.encode("utf-8", "replace")).hexdigest()[:32]

@@ -23,7 +23,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("settings",),
     ("engine",),
     ("approvals",),
-    ("answers", "decisions", "outbox"),
+    ("answers", "decisions", "journal", "outbox"),
     ("workflow",),
     ("web", "mailbox", "inbox", "smtpd"),
     ("app",),
