@@ -16,6 +16,7 @@ URL                   engine
 ``sqlite:///a.db``    the embedded engine on a file relative to the directory
 ``sqlite:////x/a.db`` the embedded engine on an absolute path
 ``http(s)://host``    a Resonate server, or another process's role ``engine``
+``unix:/x/a.sock``    another process's role ``engine``, on this machine
 ====================  =========================================================
 
 What ``memory:`` lacks: it keeps nothing, never expires an untargeted promise
@@ -40,6 +41,7 @@ from service.engine.clock import Clock, now_ms
 from service.engine.connection import Connection
 from service.engine.database import SETTING
 from service.engine.embedded import EmbeddedEngine
+from service.engine.unix import UnixConnection, UnixSource, unix_path
 from service.errors import SettingsError
 
 __all__ = ["Connection", "EmbeddedEngine", "Engine", "backup", "open_engine", "sqlite_path"]
@@ -116,6 +118,19 @@ def sqlite_path(url: str) -> Path:
     return Path(path[1:])
 
 
+def _elsewhere(url: str, network: Network, source: Source, group: str, pid: str) -> Engine:
+    """Return an engine in another process."""
+    lingering = _Lingering(network)
+    return Engine(url=url, group=group, pid=pid, network=lingering, sources=(source,), close_=lingering.close)
+
+
+def _socket_path(url: str) -> Path:
+    try:
+        return unix_path(url)
+    except ValueError as exc:
+        raise SettingsError(SETTING, str(exc)) from exc
+
+
 def open_engine(
     url: str,
     *,
@@ -129,7 +144,7 @@ def open_engine(
     """Return the engine that ``url`` names; nothing is opened before `Engine.start`.
 
     `pid` names this process to the engine (default: a fresh one), `group` the
-    work it takes. `token` is the bearer token of an ``http(s)://`` engine. The
+    work it takes. `token` is the bearer token of another process's engine. The
     embedded engine keeps what has ended for `retention`, reads `clock` (ms),
     and answers ``debug.*`` verbs only with `debug`. Raises SettingsError if no
     engine has such a URL.
@@ -157,11 +172,13 @@ def open_engine(
                 close_=embedded.close,
             )
         case "http" | "https":
-            network = _Lingering(HttpConnection(url=url, auth=token))
-            source = SSEConnection(url=url, pid=pid, group=group, auth=token)
-            return Engine(
-                url=url, group=group, pid=pid, network=network, sources=(source,), close_=network.close
-            )
+            requests = HttpConnection(url=url, auth=token)
+            messages = SSEConnection(url=url, pid=pid, group=group, auth=token)
+            return _elsewhere(url, requests, messages, group, pid)
+        case "unix":
+            path = _socket_path(url)
+            requests, messages = UnixConnection(path, token), UnixSource(path, pid, group, token)
+            return _elsewhere(url, requests, messages, group, pid)
         case "postgresql" | "postgres":
             raise SettingsError(
                 SETTING, "postgresql:// is not served yet; use sqlite:/// or a server's http://"

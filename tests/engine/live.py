@@ -55,19 +55,28 @@ async def running(
 @asynccontextmanager
 async def serving(engine: EmbeddedEngine, *, token: str | None = None) -> AsyncIterator[str]:
     """The engine's HTTP surface on a free port; yields its URL."""
-    surface = HttpSurface(engine, token=token)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(surface.app, log_level="warning", lifespan="off"))
-        # Ours is the only event loop here, and its signals are pytest's.
-        serve = asyncio.create_task(server._serve([listening]))
-        await until(lambda: server.started)
-        try:
+        async with serving_on(listening, engine, token=token):
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            surface.hang_up()
-            server.should_exit = True
-            await serve
+
+
+@asynccontextmanager
+async def serving_on(
+    listening: socket.socket, engine: EmbeddedEngine, *, token: str | None = None
+) -> AsyncIterator[None]:
+    """The engine's HTTP surface on a socket."""
+    surface = HttpSurface(engine, token=token)
+    server = uvicorn.Server(uvicorn.Config(surface.app, log_level="warning", lifespan="off"))
+    # Ours is the only event loop here, and its signals are pytest's.
+    serve = asyncio.create_task(server._serve([listening]))
+    await until(lambda: server.started)
+    try:
+        yield
+    finally:
+        surface.hang_up()
+        server.should_exit = True
+        await serve
 
 
 async def until(holds: Callable[[], bool], patience: float = PATIENCE) -> None:
