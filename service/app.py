@@ -10,9 +10,10 @@ import errno
 import logging
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.policy import default as default_policy
 from pathlib import Path
 from typing import Literal, override
@@ -35,8 +36,8 @@ from service.outbox import Outbox
 from service.pages import Pages
 from service.requests import canonical_address
 from service.senders import Resolver, senders
-from service.settings import PREFIX, Endpoint, Settings
-from service.smtpd import Listener
+from service.settings import PREFIX, Endpoint, MailEndpoint, Settings
+from service.smtpd import LMTP, SMTP, Listener
 from service.tokens import Tokens
 from service.web import Web
 from service.workflow import Ports, register
@@ -60,7 +61,7 @@ class Running:
     settings: Settings
     approvals: Approvals
     http: Endpoint | None = None
-    mailbox: Endpoint | None = None
+    mailbox: MailEndpoint | None = None
     inbox: Endpoint | None = None
     engine: Endpoint | None = None
 
@@ -122,7 +123,7 @@ async def running(
             register(resonate)
 
         # The local inbox takes letters before the worker sends any.
-        mailbox_port = settings.mailbox.port
+        mailbox = settings.mailbox
         if "mailbox" in roles:
             handler = Mailbox(
                 approvals=approvals,
@@ -134,17 +135,21 @@ async def running(
                 senders=senders(settings.reply_trust, settings.reply_peers, resolver),
                 own_addresses=frozenset({_address_of(settings.sender)}),
             )
-            listener = await stack.enter_async_context(
-                _listening(handler, "MAILBOX", settings.mailbox, hostname=settings.reply_domain)
-            )
-            mailbox_port = listener.port
+            listener = await stack.enter_async_context(_listening(_mailbox_listener(handler, settings)))
+            mailbox = replace(mailbox, port=listener.port)
         if with_inbox:
-            inbox = Inbox(
-                path=_inbox_path(settings.engine), deliver=by_smtp(settings.mailbox.host, mailbox_port)
-            )
+            inbox = Inbox(path=_inbox_path(settings.engine), deliver=by_smtp(mailbox.host, mailbox.port))
             stack.callback(inbox.close)
             await stack.enter_async_context(
-                _listening(inbox.handler, "INBOX_SMTP", settings.inbox_smtp, smtputf8=True)
+                _listening(
+                    Listener(
+                        inbox.handler,
+                        setting=f"{PREFIX}INBOX_SMTP",
+                        host=settings.inbox_smtp.host,
+                        port=settings.inbox_smtp.port,
+                        smtputf8=True,
+                    )
+                )
             )
             await stack.enter_async_context(_serving(inbox.app, sockets["INBOX"]))
 
@@ -157,7 +162,7 @@ async def running(
             settings,
             approvals,
             http=_endpoint(sockets.get("HTTP")),
-            mailbox=Endpoint(settings.mailbox.host, mailbox_port) if "mailbox" in roles else None,
+            mailbox=mailbox if "mailbox" in roles else None,
             inbox=_endpoint(sockets.get("INBOX")),
             engine=_endpoint(sockets.get("ENGINE_HTTP")),
         )
@@ -176,19 +181,32 @@ async def _engine_role(settings: Settings, engine: Engine, sock: socket.socket) 
             surface.hang_up()
 
 
-@asynccontextmanager
-async def _listening(
-    handler: object, name: str, endpoint: Endpoint, *, hostname: str = "localhost", smtputf8: bool = False
-) -> AsyncIterator[Listener]:
-    """Run an SMTP listener on a thread of its own."""
-    listener = Listener(
+def _mailbox_listener(handler: Mailbox, settings: Settings) -> Listener:
+    """Return the listener that the settings ask for. Raises SettingsError for a certificate that is none."""
+    where, tls = settings.mailbox, None
+    if settings.mailbox_tls is not None:
+        certificate, key = settings.mailbox_tls
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            tls.load_cert_chain(certificate, key)
+        except OSError as exc:  # SSLError is one
+            raise SettingsError(f"{PREFIX}MAILBOX_TLS_CERT", f"{certificate}, {key}: {exc}") from exc
+    return Listener(
         handler,
-        setting=f"{PREFIX}{name}",
-        host=endpoint.host,
-        port=endpoint.port,
-        hostname=hostname,
-        smtputf8=smtputf8,
+        setting=f"{PREFIX}MAILBOX",
+        host=where.host,
+        port=where.port,
+        path=where.path,
+        protocol=LMTP if where.protocol == "lmtp" else SMTP,
+        hostname=settings.reply_domain,
+        tls=tls,
+        proxies=settings.reply_peers if settings.mailbox_proxy else None,
     )
+
+
+@asynccontextmanager
+async def _listening(listener: Listener) -> AsyncIterator[Listener]:
+    """Run an SMTP listener on a thread of its own."""
     await asyncio.to_thread(listener.start)
     try:
         yield listener

@@ -23,12 +23,15 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
+from service.endpoints import Endpoint, MailEndpoint, is_loopback, read_endpoint, read_mail_endpoint
 from service.errors import SettingsError
 from service.requests import MAX_ADDRESS, MAX_LOCAL_PART, canonical_address, clean_line
 from service.tokens import MIN_KEY_BYTES
 
+__all__ = ["KNOWN", "PREFIX", "SECRETS", "Endpoint", "MailEndpoint", "Mode", "Settings", "SmtpServer"]
+__all__ += ["fresh_key", "is_loopback", "load_settings"]
+
 PREFIX = "APPROVALS_"
-MAX_PORT = 65535
 #: An address and a name of the length that people have.
 MAX_SENDER = MAX_ADDRESS + 100
 #: Settings that hold a secret; each may also be given as NAME_FILE.
@@ -36,23 +39,6 @@ SECRETS = frozenset({"SECRET_KEYS", "API_KEYS", "SMTP", "ENGINE", "ENGINE_TOKEN"
 
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 type Mode = Literal["demo", "dev", "serve"]
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A host and a port to listen on; port 0 takes any free one (tests)."""
-
-    host: str
-    port: int
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        return is_loopback(self.host)
-
-    def __str__(self) -> str:
-        """Return host:port as a URL's authority spells it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +64,10 @@ class Settings:
     public_url: str
     smtp: SmtpServer
     sender: str
-    mailbox: Endpoint
+    mailbox: MailEndpoint
+    #: Certificate and key, where the mailbox offers STARTTLS.
+    mailbox_tls: tuple[Path, Path] | None
+    mailbox_proxy: bool
     reply_domain: str
     reply_trust: str
     reply_peers: tuple[Network, ...]
@@ -116,8 +105,8 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         return value
 
     engine = need("ENGINE", _engine_url, "sqlite:///approvals.db")
-    http = need("HTTP", _endpoint, "127.0.0.1:5001")
-    engine_http = read("ENGINE_HTTP", _endpoint)
+    http = need("HTTP", read_endpoint, "127.0.0.1:5001")
+    engine_http = read("ENGINE_HTTP", read_endpoint)
     engine_debug = need("ENGINE_DEBUG", _switch, "off")
     if engine_debug and engine_http is not None and not engine_http.loopback:
         raise SettingsError(PREFIX + "ENGINE_DEBUG", f"is refused: {engine_http} can be reached from outside")
@@ -129,6 +118,7 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
     keys = read("SECRET_KEYS", _keys) or (_dev_keys(engine, folder) if dev else None)
     if keys is None:
         raise SettingsError(PREFIX + "SECRET_KEYS", "must be set to serve; `approvals keys` makes one")
+    tls = _both(read("MAILBOX_TLS_CERT", _file), read("MAILBOX_TLS_KEY", _file))
     inbox = read("INBOX", _endpoint_or_off, "127.0.0.1:8025" if dev else "off")
     return Settings(
         engine=engine,
@@ -139,12 +129,14 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         public_url=need("PUBLIC_URL", _public_url, f"http://localhost:{http.port}" if dev else None),
         smtp=need("SMTP", _smtp, "smtp://localhost:1025"),
         sender=need("FROM", _sender, "Approvals <approvals@localhost>"),
-        mailbox=need("MAILBOX", _endpoint, "127.0.0.1:2525"),
+        mailbox=need("MAILBOX", read_mail_endpoint, "127.0.0.1:2525"),
+        mailbox_tls=tls,
+        mailbox_proxy=need("MAILBOX_PROXY", _switch, "off"),
         reply_domain=need("REPLY_DOMAIN", _domain, "localhost"),
         reply_trust=need("REPLY_TRUST", _reply_trust, "address" if dev else "verify"),
         reply_peers=need("REPLY_PEERS", _networks, "127.0.0.0/8 ::1/128"),
         inbox=inbox or None,
-        inbox_smtp=need("INBOX_SMTP", _endpoint, "127.0.0.1:1025"),
+        inbox_smtp=need("INBOX_SMTP", read_endpoint, "127.0.0.1:1025"),
         secret_keys=keys,
         api_keys=api_keys,
         default_approver=read("DEFAULT_APPROVER", canonical_address, "approver@localhost" if dev else None),
@@ -160,6 +152,9 @@ KNOWN = SECRETS | {
     "INBOX",
     "INBOX_SMTP",
     "MAILBOX",
+    "MAILBOX_PROXY",
+    "MAILBOX_TLS_CERT",
+    "MAILBOX_TLS_KEY",
     "PUBLIC_URL",
     "REPLY_DOMAIN",
     "REPLY_PEERS",
@@ -217,26 +212,23 @@ def _own(given: Mapping[str, str]) -> dict[str, str]:
 # ── How each value is read; every ValueError becomes the setting's message ────
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` names this machine only, without asking any resolver."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-def _endpoint(text: str) -> Endpoint:
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
-    if not match or int(match[3]) > MAX_PORT:
-        raise ValueError(f"{text!r} is not host:port, such as 127.0.0.1:5001")
-    host = match[1] or match[2]
-    if match[1] or re.fullmatch(r"[0-9.]+", host):
-        ipaddress.ip_address(host)  # says itself what it is not
-    return Endpoint(host, int(match[3]))
-
-
 def _endpoint_or_off(text: str) -> Endpoint | Literal[False]:
-    return False if text == "off" else _endpoint(text)
+    return False if text == "off" else read_endpoint(text)
+
+
+def _file(text: str) -> Path:
+    if not (path := Path(text)).is_file():
+        raise ValueError(f"{text!r} is no file")
+    return path
+
+
+def _both(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    if certificate and key:
+        return certificate, key
+    if certificate or key:
+        given, wanted = ("CERT", "KEY") if certificate else ("KEY", "CERT")
+        raise SettingsError(f"{PREFIX}MAILBOX_TLS_{given}", f"needs {PREFIX}MAILBOX_TLS_{wanted} beside it")
+    return None
 
 
 def _engine_url(text: str) -> str:

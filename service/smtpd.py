@@ -9,18 +9,21 @@ raises answers the peer by `ApprovalsError.smtp_reply` or 451, never by its text
 
 import asyncio
 import collections
-import errno
 import ipaddress
 import logging
 import socket
+import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import cast, override
 
 from aiosmtpd import lmtp, smtp
+from aiosmtpd.proxy_protocol import ProxyData
 
-from service.errors import ApprovalsError, SettingsError
+from service.errors import ApprovalsError
+from service.sockets import bind_path, bind_tcp, group_of, peer_group
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,13 @@ COMMAND_CALL_LIMIT: Mapping[str, int] = {
 }
 #: An MTA in front is one peer with up to 20 connections a destination (Postfix's default).
 MAX_CONNECTIONS, MAX_PER_PEER = 200, 50
+#: Seconds for a proxy to say for whom it connects.
+PROXY_TIMEOUT = 5.0
 #: Seconds that a peer which does not read keeps its connection after we closed it.
 LINGER = 5.0
+
+
+type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class SMTP(smtp.SMTP):
@@ -59,11 +67,20 @@ class SMTP(smtp.SMTP):
             ident=self.ident,
             timeout=listener.timeout,
             command_call_limit=dict(listener.command_call_limit),
+            tls_context=listener.tls,
+            proxy_protocol_timeout=None if listener.proxies is None else PROXY_TIMEOUT,
             loop=listener.loop,
         )
         self._listener = listener
+        self._behind_proxy: tuple[str, int] | None = None
         self.in_data = False
         self._octets = self._lines = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin a session; after STARTTLS a new one, with the peer that the proxy named."""
+        super().connection_made(transport)
+        if self._behind_proxy is not None and self.session is not None:
+            self.session.peer = cast("str", self._behind_proxy)  # as of a TCP socket, a pair
 
     def connection_lost(self, error: Exception | None) -> None:
         """Give the connection's place back."""
@@ -97,9 +114,23 @@ class SMTP(smtp.SMTP):
                 self.loop.call_soon(self.dismiss, "421 4.3.2 Shutting down")
 
     async def _call_handler_hook(self, command: str, *args: object) -> object:
+        if command == "PROXY":
+            return self._proxied(cast("ProxyData", args[0]))
         # The time a slow peer took for its message is not taken from the handler.
         self._reset_timeout()
         return await super()._call_handler_hook(command, *args)
+
+    def _proxied(self, said: ProxyData) -> bool:
+        """Take the peer that a proxy names; where it names none, nobody is trusted. False hangs up."""
+        named = said.src_addr is not None
+        try:
+            host = str(ipaddress.ip_address(str(said.src_addr))) if named else ""
+        except ValueError:
+            return False
+        self._behind_proxy = host, int(said.src_port or 0)
+        if self.session is not None:
+            self.session.peer = cast("str", self._behind_proxy)  # as of a TCP socket, a pair
+        return self._listener.rename(self, group_of(host)) if named else True
 
     async def handle_exception(self, error: Exception) -> str:
         """Answer what a handler raised, without its text.
@@ -161,7 +192,10 @@ class _Door(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)
-        session = self._listener.admit(_peer(stream))
+        if not self._listener.welcomes(stream):
+            stream.abort()
+            return
+        session = self._listener.admit(peer_group(stream))
         if session is None:
             stream.write(b"421 4.7.0 Too many connections, try again later\r\n")
             stream.close()
@@ -173,6 +207,8 @@ class _Door(asyncio.Protocol):
 class Listener:
     """A bounded SMTP or LMTP server on ``host:port``, in a loop and thread of its own.
 
+    With a `path` it is on that unix socket instead. `tls` offers STARTTLS. With `proxies`,
+    networks, each connection must come from one of them and begin with a PROXY header.
     `setting` is the environment variable to name when the address can't be
     had. `protocol` is `SMTP` or `LMTP`. `timeout` is in seconds: from one
     command to the next, for all of a message, and for each handler.
@@ -188,7 +224,10 @@ class Listener:
         setting: str,
         host: str,
         port: int,
+        path: Path | None = None,
         protocol: type[SMTP] = SMTP,
+        tls: ssl.SSLContext | None = None,
+        proxies: Sequence[Network] | None = None,
         hostname: str = "localhost",
         smtputf8: bool = False,
         data_size_limit: int = DATA_SIZE_LIMIT,
@@ -202,6 +241,9 @@ class Listener:
         self.host = host
         #: The port asked for; once started, the real one.
         self.port = port
+        self.path = path
+        self.tls = tls
+        self.proxies = proxies
         self.protocol = protocol
         self.hostname = hostname
         self.smtputf8 = smtputf8
@@ -224,14 +266,20 @@ class Listener:
         Raises `SettingsError` when the address is taken, not ours or unknown;
         another port is never chosen instead.
         """
-        sockets = _bind(self.setting, self.host, self.port)
-        self.port = sockets[0].getsockname()[1]
+        if self.path is not None:
+            sockets = [bind_path(self.setting, self.path)]
+        else:
+            sockets = bind_tcp(self.setting, self.host, self.port)
+            self.port = sockets[0].getsockname()[1]
         # aiosmtpd logs each command at INFO, and RCPT carries signed addresses.
         logging.getLogger("mail.log").setLevel(logging.WARNING)
         self.stopping = False
         ready: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._run, args=(sockets, ready), name=f"{self.setting}:{self.port}", daemon=True
+            target=self._run,
+            args=(sockets, ready),
+            name=f"{self.setting}:{self.path or self.port}",
+            daemon=True,
         )
         self._thread.start()
         ready.result()
@@ -248,11 +296,24 @@ class Listener:
         self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self._thread = None
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def welcomes(self, transport: asyncio.Transport) -> bool:
+        """Tell whether a connection may come from there: where there are proxies, from them alone."""
+        name = transport.get_extra_info("peername")
+        if self.proxies is None or not isinstance(name, tuple):
+            return True
+        address = ipaddress.ip_address(str(name[0]).partition("%")[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self.proxies)
 
     def admit(self, peer: str | None) -> SMTP | None:
         """Return a session for a new connection, or None past the limits."""
         if len(self._sessions) >= self.max_connections:
             return None
+        if self.proxies is not None:
+            peer = None  # the proxy says soon for whom it connects
         if peer is not None and self._per_peer[peer] >= self.max_per_peer:
             return None
         session = self.protocol(self)
@@ -260,6 +321,14 @@ class Listener:
         if peer is not None:
             self._per_peer[peer] += 1
         return session
+
+    def rename(self, session: SMTP, peer: str) -> bool:
+        """Count `session` as one of `peer`'s; False past its limit."""
+        if session not in self._sessions or self._per_peer[peer] >= self.max_per_peer:
+            return False
+        self._sessions[session] = peer
+        self._per_peer[peer] += 1
+        return True
 
     def release(self, session: SMTP) -> None:
         """Forget a session whose connection is gone."""
@@ -302,61 +371,3 @@ class Listener:
             session.cut()
         # One turn of the loop, in which the cut connections are told.
         await asyncio.sleep(0)
-
-
-def _peer(transport: asyncio.Transport) -> str | None:
-    """Return what counts as one peer: an IPv4 address, an IPv6 /64; None for a unix socket."""
-    name = transport.get_extra_info("peername")
-    if not isinstance(name, tuple):
-        return None
-    address = ipaddress.ip_address(name[0].partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
-
-
-def _bind(setting: str, host: str, port: int) -> list[socket.socket]:
-    """Return listening sockets for every address of ``host``, all on one port."""
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as exc:
-        raise SettingsError(setting, f"{shown} names no address of this machine") from exc
-    sockets: list[socket.socket] = []
-    missing: OSError | None = None
-    for family, kind, protocol, _, address in dict.fromkeys(found):
-        wanted = sockets[0].getsockname()[1] if sockets else port
-        sock = socket.socket(family, kind, protocol)
-        try:
-            # A restart must not wait for the connections of its predecessor to be forgotten.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((address[0], wanted, *address[2:]))
-            sock.listen(128)
-        except OSError as exc:
-            sock.close()
-            if exc.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-                # 'localhost' names ::1 even where IPv6 is off.
-                missing = exc
-                continue
-            for other in sockets:
-                other.close()
-            raise SettingsError(setting, f"{shown} {_problem(exc)}") from exc
-        sock.setblocking(False)
-        sockets.append(sock)
-    if not sockets:
-        raise SettingsError(setting, f"{shown} is no address of this machine") from missing
-    return sockets
-
-
-def _problem(exc: OSError) -> str:
-    match exc.errno:
-        case errno.EADDRINUSE:
-            return "is already in use; stop the program that has it, or choose another port"
-        case errno.EACCES:
-            return "needs a permission that this process lacks; choose a port above 1023"
-        case _:
-            return f"can't be listened on: {exc.strerror}"

@@ -15,7 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import SettingsError
-from service.settings import KNOWN, PREFIX, SECRETS, Endpoint, Mode, SmtpServer, fresh_key, load_settings
+from service.settings import (
+    KNOWN,
+    PREFIX,
+    SECRETS,
+    Endpoint,
+    MailEndpoint,
+    Mode,
+    SmtpServer,
+    fresh_key,
+    load_settings,
+)
 from service.settings import Settings as Loaded
 from service.tokens import MIN_KEY_BYTES
 
@@ -54,7 +64,9 @@ def test_a_machine_of_ones_own_needs_no_settings(tmp_path: Path, mode: Mode) -> 
         public_url="http://localhost:5001",
         smtp=SmtpServer("localhost", 1025, "offered"),
         sender="Approvals <approvals@localhost>",
-        mailbox=Endpoint("127.0.0.1", 2525),
+        mailbox=MailEndpoint("127.0.0.1", 2525),
+        mailbox_tls=None,
+        mailbox_proxy=False,
         reply_domain="localhost",
         reply_trust="address",
         reply_peers=(ip_network("127.0.0.0/8"), ip_network("::1/128")),
@@ -190,7 +202,17 @@ def test_the_public_url_follows_the_port_in_dev(tmp_path: Path) -> None:
         ("REPLY_PEERS", "10.0.0.1/8"),
         ("REPLY_PEERS", "10.0.0.0/8, 10.0.0.0/33"),
         ("MAILBOX", "2525"),
-        ("MAILBOX", "lmtp://127.0.0.1:24"),
+        ("MAILBOX", "imap://127.0.0.1:24"),
+        ("MAILBOX", "smtp:///run/mail"),
+        ("MAILBOX", "lmtp://"),
+        ("MAILBOX", "lmtp:///"),
+        ("MAILBOX", "unix:mail"),
+        ("MAILBOX", "unix:/run/"),
+        ("MAILBOX", "unix:/" + "x" * 107),
+        ("MAILBOX_PROXY", "yes"),
+        ("MAILBOX_TLS_CERT", "/no/such/file"),
+        ("MAILBOX_TLS_CERT", __file__),
+        ("MAILBOX_TLS_KEY", __file__),
         ("REPLY_DOMAIN", "a@corp.example"),
         ("REPLY_DOMAIN", "corp..example"),
         ("REPLY_DOMAIN", "corp.example."),
@@ -236,8 +258,13 @@ def test_a_malformed_value_is_refused_by_name(tmp_path: Path, name: str, text: s
         ("HTTP", "[::1]:5001", "http", Endpoint("::1", 5001)),
         ("HTTP", "LocalHost:0", "http", Endpoint("LocalHost", 0)),
         ("HTTP", "127.9.9.9:65535", "http", Endpoint("127.9.9.9", 65535)),
-        ("MAILBOX", "0.0.0.0:25", "mailbox", Endpoint("0.0.0.0", 25)),  # noqa: S104
-        ("MAILBOX", "mail_box.local:25", "mailbox", Endpoint("mail_box.local", 25)),
+        ("MAILBOX", "0.0.0.0:25", "mailbox", MailEndpoint("0.0.0.0", 25)),  # noqa: S104
+        ("MAILBOX", "mail_box.local:25", "mailbox", MailEndpoint("mail_box.local", 25)),
+        ("MAILBOX", "smtp://[::1]:25", "mailbox", MailEndpoint("::1", 25)),
+        ("MAILBOX", "lmtp://127.0.0.1:24", "mailbox", MailEndpoint("127.0.0.1", 24, "lmtp")),
+        ("MAILBOX", "lmtp:///run/a", "mailbox", MailEndpoint("localhost", 0, "lmtp", Path("/run/a"))),
+        ("MAILBOX", "unix:/run/a.b", "mailbox", MailEndpoint("localhost", 0, "smtp", Path("/run/a.b"))),
+        ("MAILBOX_PROXY", "on", "mailbox_proxy", True),
         ("PUBLIC_URL", "https://a.example/", "public_url", "https://a.example"),
         ("PUBLIC_URL", "https://a.example:8443/approvals/", "public_url", "https://a.example:8443/approvals"),
         ("PUBLIC_URL", "http://127.0.0.1:5001", "public_url", "http://127.0.0.1:5001"),
@@ -325,6 +352,21 @@ def test_secrets_are_not_in_a_repr(tmp_path: Path) -> None:
     loaded = load(tmp_path, "serve", **secret, ENGINE_TOKEN="hush4")
     assert "hush" not in repr(loaded)
     assert KEY not in repr(loaded)
+
+
+@pytest.mark.parametrize("text", ["[::1]:25", "lmtp://127.0.0.1:24", "lmtp:///run/a", "unix:/run/a"])
+def test_where_mail_is_handed_in_is_written_as_it_is_read(tmp_path: Path, text: str) -> None:
+    """What the start says can be pasted into the setting."""
+    assert str(load(tmp_path, MAILBOX=text).mailbox) == text
+
+
+def test_a_certificate_comes_with_its_key(tmp_path: Path) -> None:
+    """Both files are read, or neither."""
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    certificate.touch()
+    key.touch()
+    both = load(tmp_path, MAILBOX_TLS_CERT=str(certificate), MAILBOX_TLS_KEY=str(key))
+    assert both.mailbox_tls == (certificate, key)
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:5001", "[::1]:0", "localhost:80"])
