@@ -50,6 +50,8 @@ type Role = Literal["gateway", "worker", "mailbox", "engine", "inbox"]
 DEVELOPMENT: frozenset[Role] = frozenset({"gateway", "worker", "mailbox", "inbox"})
 #: The default address of the role `engine`.
 ENGINE_HTTP = Endpoint("127.0.0.1", 8001)
+#: Tasks that one worker runs at once.
+MAX_TASKS = 1024
 #: Seconds that requests in flight have when a server stops.
 STOP_GRACE = 5
 
@@ -109,6 +111,9 @@ async def running(
             pid=engine.pid,
             heartbeat=engine.heartbeat,
             ttl=engine.ttl,
+            # A task waits here while its letter waits for a connection: with the SDK's 64, as many
+            # letters at a mail server that hangs would keep every decision from going on.
+            max_concurrent_tasks=MAX_TASKS,
             env={},
             autostart=False,
         )
