@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Coroutine
 from datetime import datetime
@@ -15,10 +17,12 @@ from rich.markup import escape
 
 from service import demo as story
 from service.app import DEVELOPMENT, Role, Running, running
+from service.endpoints import read_mail_endpoint
 from service.engine import backup as back_up
 from service.engine import sqlite_path
 from service.errors import SettingsError
-from service.settings import Settings, fresh_key, load_settings
+from service.receive import hand_in
+from service.settings import Settings, fresh_key, load_mailbox, load_settings
 
 #: The exit code for a set-up that can't run, as opposed to 1 for what failed while running.
 BAD_SETTING = 2
@@ -92,6 +96,29 @@ def backup(target: Annotated[Path, typer.Argument(help="The file to write; it mu
     except OSError as exc:
         _stop(f"{target}: {exc}")
     console.print(f"written: {target}")
+
+
+@app.command()
+def receive(
+    recipient: Annotated[
+        str, typer.Argument(envvar="ORIGINAL_RECIPIENT", help="The address that the message came to.")
+    ] = "",
+    *,
+    sender: Annotated[str, typer.Option("-f", envvar="SENDER", help="The envelope sender.")] = "",
+    mailbox: Annotated[
+        str | None, typer.Option(help="Where the mailbox listens; default: APPROVALS_MAILBOX.")
+    ] = None,
+) -> None:
+    """Hand a message from stdin to the running mailbox; for an alias of a mail server."""
+    try:
+        where = load_mailbox() if mailbox is None else read_mail_endpoint(mailbox)
+    except (SettingsError, ValueError) as exc:
+        typer.echo(f"approvals: {exc}", err=True)
+        raise SystemExit(os.EX_CONFIG) from exc
+    handed = hand_in(where, sender, recipient, sys.stdin.buffer)
+    if handed.problem:
+        typer.echo(f"approvals: {handed.problem}", err=True)
+    raise SystemExit(handed.exit_code)
 
 
 def main() -> None:

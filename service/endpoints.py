@@ -1,10 +1,11 @@
-"""Where this service can be reached: a host and a port, a unix socket, and for mail in which language."""
+"""Where this service is reached, and where it hands its letters over."""
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 MAX_PORT = 65535
 #: What a unix socket's address has room for, in octets (unix(7), less the closing NUL).
@@ -42,6 +43,17 @@ class MailEndpoint(Endpoint):
         return f"{'lmtp://' if self.protocol == 'lmtp' else ''}{super().__str__()}"
 
 
+@dataclass(frozen=True)
+class SmtpServer:
+    """Where letters leave. `tls`: from the first byte, after STARTTLS, or where offered."""
+
+    host: str
+    port: int
+    tls: Literal["implicit", "required", "offered"]
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether `host` names this machine only, without asking any resolver."""
     try:
@@ -77,3 +89,35 @@ def read_mail_endpoint(text: str) -> MailEndpoint:
     except ValueError as exc:
         raise ValueError(f"{exc}; nor lmtp://host:port, lmtp:///path or unix:/path") from exc
     return MailEndpoint(tcp.host, tcp.port, protocol)
+
+
+def read_smtp_server(text: str) -> SmtpServer:
+    """Return the server that an ``smtp://`` or ``smtps://`` URL names. Raises ValueError."""
+    # The text is not repeated: it may hold a password.
+    problem = "is not an SMTP URL such as smtp://mail.corp.example:587"
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as exc:
+        raise ValueError(problem) from exc
+    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    if url.scheme not in {"smtp", "smtps"} or not url.hostname or url.path not in {"", "/"} or url.fragment:
+        raise ValueError(problem)
+    if not re.fullmatch(r"[!-~]+", text) or port == 0:
+        raise ValueError(problem)
+    if options.keys() - {"starttls"} or options.get("starttls", "required") != "required":
+        raise ValueError("knows one option: ?starttls=required")
+    username = None if url.username is None else unquote(url.username)
+    password = None if url.password is None else unquote(url.password)
+    if "@" in url.netloc and not (username and password):
+        raise ValueError("needs both a user and a password, or neither")
+    implicit = url.scheme == "smtps"
+    # A password goes only over TLS, or to this machine.
+    required = "starttls" in options or (password is not None and not is_loopback(url.hostname))
+    return SmtpServer(
+        host=url.hostname,
+        port=port or (465 if implicit else 25),
+        tls="implicit" if implicit else "required" if required else "offered",
+        username=username,
+        password=password,
+    )

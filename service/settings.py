@@ -18,20 +18,29 @@ from email.policy import default as default_policy
 from io import StringIO
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from service.endpoints import Endpoint, MailEndpoint, is_loopback, read_endpoint, read_mail_endpoint
+from service.endpoints import (
+    Endpoint,
+    MailEndpoint,
+    SmtpServer,
+    is_loopback,
+    read_endpoint,
+    read_mail_endpoint,
+    read_smtp_server,
+)
 from service.errors import SettingsError
 from service.requests import MAX_ADDRESS, MAX_LOCAL_PART, canonical_address, clean_line
 from service.tokens import MIN_KEY_BYTES
 
 __all__ = ["KNOWN", "PREFIX", "SECRETS", "Endpoint", "MailEndpoint", "Mode", "Settings", "SmtpServer"]
-__all__ += ["fresh_key", "is_loopback", "load_settings"]
+__all__ += ["fresh_key", "is_loopback", "load_mailbox", "load_settings"]
 
 PREFIX = "APPROVALS_"
+MAILBOX = "127.0.0.1:2525"
 #: An address and a name of the length that people have.
 MAX_SENDER = MAX_ADDRESS + 100
 #: Settings that hold a secret; each may also be given as NAME_FILE.
@@ -39,17 +48,6 @@ SECRETS = frozenset({"SECRET_KEYS", "API_KEYS", "SMTP", "ENGINE", "ENGINE_TOKEN"
 
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 type Mode = Literal["demo", "dev", "serve"]
-
-
-@dataclass(frozen=True)
-class SmtpServer:
-    """Where letters leave. `tls`: from the first byte, after STARTTLS, or where offered."""
-
-    host: str
-    port: int
-    tls: Literal["implicit", "required", "offered"]
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,9 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         engine_debug=engine_debug,
         http=http,
         public_url=need("PUBLIC_URL", _public_url, f"http://localhost:{http.port}" if dev else None),
-        smtp=need("SMTP", _smtp, "smtp://localhost:1025"),
+        smtp=need("SMTP", read_smtp_server, "smtp://localhost:1025"),
         sender=need("FROM", _sender, "Approvals <approvals@localhost>"),
-        mailbox=need("MAILBOX", read_mail_endpoint, "127.0.0.1:2525"),
+        mailbox=need("MAILBOX", read_mail_endpoint, MAILBOX),
         mailbox_tls=tls,
         mailbox_proxy=need("MAILBOX_PROXY", _switch, "off"),
         reply_domain=need("REPLY_DOMAIN", _domain, "localhost"),
@@ -141,6 +139,15 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         api_keys=api_keys,
         default_approver=read("DEFAULT_APPROVER", canonical_address, "approver@localhost" if dev else None),
     )
+
+
+def load_mailbox(env: Mapping[str, str] | None = None, folder: Path | None = None) -> MailEndpoint:
+    """Return where the mailbox listens; nothing else is read, so that a pipe needs no key."""
+    raw = _given(_dotenv((folder or Path.cwd()) / ".env")) | _given(os.environ if env is None else env)
+    try:
+        return read_mail_endpoint(raw.get("MAILBOX", MAILBOX))
+    except ValueError as exc:
+        raise SettingsError(f"{PREFIX}MAILBOX", str(exc)) from exc
 
 
 KNOWN = SECRETS | {
@@ -253,37 +260,6 @@ def _public_url(text: str) -> str:
     if url.scheme == "http" and not is_loopback(url.hostname):
         raise ValueError(f"{text!r} must be https: links in letters are capabilities")
     return text.rstrip("/")
-
-
-def _smtp(text: str) -> SmtpServer:
-    # The text is not repeated: it may hold a password.
-    problem = "is not an SMTP URL such as smtp://mail.corp.example:587"
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError as exc:
-        raise ValueError(problem) from exc
-    options = dict(parse_qsl(url.query, keep_blank_values=True))
-    if url.scheme not in {"smtp", "smtps"} or not url.hostname or url.path not in {"", "/"} or url.fragment:
-        raise ValueError(problem)
-    if not re.fullmatch(r"[!-~]+", text) or port == 0:
-        raise ValueError(problem)
-    if options.keys() - {"starttls"} or options.get("starttls", "required") != "required":
-        raise ValueError("knows one option: ?starttls=required")
-    username = None if url.username is None else unquote(url.username)
-    password = None if url.password is None else unquote(url.password)
-    if "@" in url.netloc and not (username and password):
-        raise ValueError("needs both a user and a password, or neither")
-    implicit = url.scheme == "smtps"
-    # A password goes only over TLS, or to this machine.
-    required = "starttls" in options or (password is not None and not is_loopback(url.hostname))
-    return SmtpServer(
-        host=url.hostname,
-        port=port or (465 if implicit else 25),
-        tls="implicit" if implicit else "required" if required else "offered",
-        username=username,
-        password=password,
-    )
 
 
 def _sender(text: str) -> str:
