@@ -139,6 +139,7 @@ async def running(
                 letters=letters,
                 senders=senders(settings.reply_trust, settings.reply_peers, resolver),
                 own_addresses=frozenset({_address_of(settings.sender)}),
+                aliases=settings.reply_aliases,
             )
             listener = await stack.enter_async_context(_listening(_mailbox_listener(handler, settings)))
             mailbox = replace(mailbox, port=listener.port)

@@ -5,7 +5,7 @@ a message                                     is answered
 ============================================  ==========================================
 to an address we did not sign                 550 to RCPT, before any content
 when the engine or DNS is away                451: the sender's server keeps it and retries
-from a machine                                250, and silence
+from a machine                                250, and silence; an absence or a delay is noted
 that no mail program writes                   554
 from anyone but the approver, or unproven     250, and the approver is asked to confirm
 unclear                                       250, and the approver is asked again
@@ -21,7 +21,7 @@ promises are asked for in the loop where the engine lives.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Protocol, assert_never
 from weakref import WeakKeyDictionary
@@ -74,6 +74,7 @@ class Mailbox:
         letters: Letters,
         senders: Senders,
         own_addresses: frozenset[str],
+        aliases: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
         self._approvals = approvals
         self._decisions = decisions
@@ -83,6 +84,7 @@ class Mailbox:
         self._letters = letters
         self._senders = senders
         self._own_addresses = own_addresses
+        self._aliases = aliases or {}
         self._engine_loop = asyncio.get_running_loop()
         self._accepted: WeakKeyDictionary[Envelope, tuple[AddressKind, Ballot]] = WeakKeyDictionary()
 
@@ -118,6 +120,10 @@ class Mailbox:
         match reading:
             case Ignored():
                 log.info("approval %s: mail ignored: %s", ballot.ask.approval_id, reading.reason)
+                if reading.reason is Reason.OUT_OF_OFFICE:
+                    await self._with_engine(
+                        self._journal.note(ballot, "out-of-office", reading.text, reading.sender)
+                    )
                 return DONE
             case Unverified():
                 if reading.refusable:
@@ -131,7 +137,8 @@ class Mailbox:
 
     async def _replied(self, ballot: Ballot, reply: Reply, raw: bytes, peer: str) -> str:
         said = f"{reply.sender}\0{reply.verdict}\0{reply.read}\0{reply.comment}"
-        if reply.sender != ballot.approver.email:
+        approver = ballot.approver.email
+        if reply.sender not in {approver, *self._aliases.get(approver, ())}:
             trust: Trust = Doubted("not from the approver")
         else:
             trust = await self._senders.check(raw, reply.sender, peer)
@@ -169,6 +176,8 @@ class Mailbox:
             return DONE
         if reply.verdict is not None:
             evidence = {"from": reply.sender, "message_id": message_id, "trust": trust.method}
+            if reply.sender != ballot.approver.email:
+                evidence["alias_of"] = ballot.approver.email
             cast = await self._with_engine(
                 self._decisions.cast(
                     ballot.key, reply.verdict, "reply", comment=reply.comment, evidence=evidence
@@ -194,6 +203,9 @@ class Mailbox:
             if bounce.action == "failed":
                 detail = f"{bounce.status or ''} {bounce.diagnostic}".strip()[:500]
                 await self._with_engine(self._decisions.bounced(ballot, detail))
+            elif bounce.action == "delayed":
+                detail = f"{bounce.status or ''} {bounce.diagnostic}".strip()[:500]
+                await self._with_engine(self._journal.note(ballot, "delayed", detail, reading.sender))
         return DONE
 
     def _sent(self, ballot: Ballot) -> Sent:

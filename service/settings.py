@@ -46,6 +46,9 @@ MAX_SENDER = MAX_ADDRESS + 100
 #: Settings that hold a secret; each may also be given as NAME_FILE.
 SECRETS = frozenset({"SECRET_KEYS", "API_KEYS", "SMTP", "ENGINE", "ENGINE_TOKEN"})
 
+#: Settings that may be long, and so be files as secrets are.
+FILES = SECRETS | {"REPLY_ALIASES"}
+
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 type Mode = Literal["demo", "dev", "serve"]
 
@@ -69,6 +72,8 @@ class Settings:
     reply_domain: str
     reply_trust: str
     reply_peers: tuple[Network, ...]
+    #: An approver's address -> other addresses whose replies count as theirs.
+    reply_aliases: Mapping[str, frozenset[str]]
     inbox: Endpoint | None
     inbox_smtp: Endpoint
     secret_keys: tuple[bytes, ...] = field(repr=False)
@@ -133,6 +138,7 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         reply_domain=need("REPLY_DOMAIN", _domain, "localhost"),
         reply_trust=need("REPLY_TRUST", _reply_trust, "address" if dev else "verify"),
         reply_peers=need("REPLY_PEERS", _networks, "127.0.0.0/8 ::1/128"),
+        reply_aliases=read("REPLY_ALIASES", _aliases) or {},
         inbox=inbox or None,
         inbox_smtp=need("INBOX_SMTP", read_endpoint, "127.0.0.1:1025"),
         secret_keys=keys,
@@ -163,6 +169,7 @@ KNOWN = SECRETS | {
     "MAILBOX_TLS_CERT",
     "MAILBOX_TLS_KEY",
     "PUBLIC_URL",
+    "REPLY_ALIASES",
     "REPLY_DOMAIN",
     "REPLY_PEERS",
     "REPLY_TRUST",
@@ -190,7 +197,7 @@ def _given(env: Mapping[str, str | None]) -> dict[str, str]:
         name = full.removeprefix(PREFIX)
         if name == full:
             continue
-        if name not in KNOWN and name.removesuffix("_FILE") not in SECRETS:
+        if name not in KNOWN and name.removesuffix("_FILE") not in FILES:
             raise SettingsError(full, "is not a setting of this service")
         if value := (text or "").strip():
             given[name] = value
@@ -200,7 +207,7 @@ def _given(env: Mapping[str, str | None]) -> dict[str, str]:
 def _own(given: Mapping[str, str]) -> dict[str, str]:
     """Return the settings, those given as files read."""
     own = dict(given)
-    for name in sorted(SECRETS):
+    for name in sorted(FILES):
         full, path = f"{PREFIX}{name}_FILE", own.pop(f"{name}_FILE", None)
         if path is None:
             continue
@@ -301,6 +308,20 @@ def _networks(text: str) -> tuple[Network, ...]:
     if not (words := _words(text)):
         raise ValueError("names no network")
     return tuple(ipaddress.ip_network(word) for word in words)
+
+
+def _aliases(text: str) -> dict[str, frozenset[str]]:
+    aliases: dict[str, frozenset[str]] = {}
+    for entry in re.split(r"[;\n]", re.sub(r"(?m)^\s*#.*", "", text)):
+        if not entry.strip():
+            continue
+        approver, equals, others = entry.partition("=")
+        if not equals or not (words := _words(others)):
+            raise ValueError(f"{entry.strip()!r} is not approver@corp.example=other@corp.example,...")
+        address = canonical_address(approver.strip())
+        more = frozenset(map(canonical_address, words))
+        aliases[address] = aliases.get(address, frozenset()) | more
+    return aliases
 
 
 def _token(text: str) -> str:

@@ -70,6 +70,7 @@ def test_a_machine_of_ones_own_needs_no_settings(tmp_path: Path, mode: Mode) -> 
         reply_domain="localhost",
         reply_trust="address",
         reply_peers=(ip_network("127.0.0.0/8"), ip_network("::1/128")),
+        reply_aliases={},
         inbox=Endpoint("127.0.0.1", 8025),
         inbox_smtp=Endpoint("127.0.0.1", 1025),
         secret_keys=loaded.secret_keys,
@@ -220,6 +221,10 @@ def test_the_public_url_follows_the_port_in_dev(tmp_path: Path) -> None:
         ("REPLY_DOMAIN", "[127.0.0.1]"),
         ("REPLY_DOMAIN", "127.0.0.1"),
         ("REPLY_DOMAIN", ".".join(["x" * 60] * 4)),
+        ("REPLY_ALIASES", "ann@corp.example"),
+        ("REPLY_ALIASES", "ann@corp.example="),
+        ("REPLY_ALIASES", "ann=a@corp.example"),
+        ("REPLY_ALIASES", "ann@corp.example=a"),
         ("REPLY_TRUST", "yes"),
         ("REPLY_TRUST", "Verify"),
         ("REPLY_TRUST", "authserv-id="),
@@ -282,6 +287,15 @@ def test_a_malformed_value_is_refused_by_name(tmp_path: Path, name: str, text: s
             "10.0.0.0/8, 192.0.2.1",
             "reply_peers",
             (ip_network("10.0.0.0/8"), ip_network("192.0.2.1")),
+        ),
+        (
+            "REPLY_ALIASES",
+            "# people\nann@Corp.example=a@corp.example, b@corp.example; bob@corp.example=c@corp.example;",
+            "reply_aliases",
+            {
+                "ann@corp.example": frozenset({"a@corp.example", "b@corp.example"}),
+                "bob@corp.example": frozenset({"c@corp.example"}),
+            },
         ),
         ("ENGINE_HTTP", "127.0.0.1:8001", "engine_http", Endpoint("127.0.0.1", 8001)),
         ("ENGINE_DEBUG", "on", "engine_debug", True),
@@ -427,6 +441,12 @@ def test_an_empty_value_counts_as_not_set(tmp_path: Path, empty: str) -> None:
         ("ENGINE_TOKEN", "bearer\n", "engine_token", "bearer"),
         ("SMTP", "smtps://u:p@h\n", "smtp", SmtpServer("h", 465, "implicit", "u", "p")),
         ("ENGINE", "memory:\n", "engine", "memory:"),
+        (
+            "REPLY_ALIASES",
+            "ann@corp.example=a@corp.example\n",
+            "reply_aliases",
+            {"ann@corp.example": frozenset({"a@corp.example"})},
+        ),
     ],
 )
 def test_a_secret_can_be_a_file(tmp_path: Path, name: str, text: str, field: str, expected: object) -> None:

@@ -1,0 +1,83 @@
+"""What the mailbox learns beside decisions: other addresses of a person, absences, delays."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.approvals import APPROVER_TAG, KIND_TAG, utc_now
+from service.domain import Vote, ballot_key
+from service.journal import SIGNAL_TAG, Signal, SignalKind, signal_id
+from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann
+from tests.journey.house import Person
+
+ALIAS = "ann.lee@corp.example"
+
+
+async def test_a_reply_from_an_alias_counts_and_the_record_says_so(tmp_path: Path) -> None:
+    """The same proof is asked of the alias as of the address itself."""
+    own = {"REPLY_TRUST": "verify", "REPLY_ALIASES": f"{ANN}={ALIAS}"}
+    async with lived(tmp_path, dns=None, **own) as (service, person):
+        letter = await approval(person, "al-1")
+        raw = reply_to(letter, "approve", sender=ALIAS)
+        assert (await person.deliver(ALIAS, str(letter["Reply-To"]), raw)).startswith("250")
+        await person.letter("al-1", kind="confirmation")
+        assert (await person.report("al-1"))["status"] == "pending"
+        await person.deliver(ALIAS, str(letter["Reply-To"]), signed_by_ann(raw))
+        report = await person.report("al-1", wait=20)
+        assert (report["status"], report["approvers"][0]["email"]) == ("approved", ANN)
+        end = (await service.approvals.ballot(ballot_key("al-1", ANN))).end
+        assert isinstance(end, Vote)
+        assert (end.by, end.evidence["from"], end.evidence["alias_of"]) == (ANN, ALIAS, ANN)
+
+
+async def test_an_alias_is_one_persons_only(tmp_path: Path) -> None:
+    """Ann's other address does not decide for bob."""
+    async with lived(tmp_path, REPLY_ALIASES=f"{ANN}={ALIAS}") as (_, person):
+        await person.ask("al-2", "bob@corp.example")
+        letter = await person.letter("al-2")
+        raw = reply_to(letter, "approve", sender=ALIAS)
+        assert (await person.deliver(ALIAS, str(letter["Reply-To"]), raw)).startswith("250")
+        await person.letter("al-2", kind="confirmation")
+        assert (await person.report("al-2"))["status"] == "pending"
+
+
+async def bounce_address(person: Person) -> str:
+    """Return the envelope sender of the newest letter."""
+    items = (await person.http.get(f"{person.inbox}/api/v2/messages")).json()["items"]
+    return str(items[0]["Raw"]["From"])
+
+
+DELAYED = (
+    b"From: MAILER-DAEMON@mx.corp.example\r\nTo: x@localhost\r\nSubject: Delayed\r\nMIME-Version: 1.0\r\n"
+    b'Content-Type: multipart/report; report-type=delivery-status; boundary="b"\r\n\r\n'
+    b"--b\r\nContent-Type: text/plain\r\n\r\nStill trying.\r\n"
+    b"--b\r\nContent-Type: message/delivery-status\r\n\r\n"
+    b"Reporting-MTA: dns; mx.corp.example\r\n\r\nFinal-Recipient: rfc822; ann@corp.example\r\n"
+    b"Action: delayed\r\nStatus: 4.2.2\r\nDiagnostic-Code: smtp; mailbox full\r\n\r\n--b--\r\n"
+)
+
+
+@pytest.mark.parametrize("kind", ["out-of-office", "delayed"])
+async def test_an_absence_or_a_delay_is_kept_with_its_words(tmp_path: Path, kind: SignalKind) -> None:
+    """The first of a day stands, is found by its ballot, decides nothing and is not answered."""
+    async with lived(tmp_path) as (service, person):
+        letter = await approval(person, "si-1")
+        day = f"{utc_now():%Y%m%d}"
+        for words in ("Back on Monday.", "Back on Tuesday."):
+            if kind == "delayed":
+                answer = await person.deliver("", await bounce_address(person), DELAYED)
+            else:
+                raw = reply_to(letter, words).replace(b"Subject: Re:", b"Subject: Out of office:")
+                answer = await person.deliver(ANN, str(letter["Reply-To"]), raw)
+            assert answer.startswith("250")
+        if f"{utc_now():%Y%m%d}" != day:
+            pytest.skip("it is midnight: which day the first came on can't be told")
+        promise = await service.approvals.promises.get(signal_id(ballot_key("si-1", ANN), kind, day))
+        signal = msgspec.convert(promise.param.data, Signal)
+        assert signal.kind == kind
+        assert {"out-of-office": "Back on Monday.", "delayed": "4.2.2"}[kind] in signal.text
+        tags = {KIND_TAG: "signal", SIGNAL_TAG: kind, APPROVER_TAG: ANN}
+        assert tags.items() <= promise.tags.items()
+        assert (await person.report("si-1"))["status"] == "pending"
+        assert len(await person.letters("si-1")) == 1
