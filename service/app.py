@@ -28,6 +28,7 @@ from service.decisions import Decisions
 from service.engine import Engine, open_engine, sqlite_path
 from service.engine.http import HttpSurface
 from service.errors import SettingsError
+from service.imap import Poller
 from service.inbox import Inbox, by_smtp
 from service.journal import Journal
 from service.letters import Letters
@@ -143,6 +144,9 @@ async def running(
             )
             listener = await stack.enter_async_context(_listening(_mailbox_listener(handler, settings)))
             mailbox = replace(mailbox, port=listener.port)
+            if settings.imap is not None:
+                poller = Poller(settings.imap, handler.receive, tokens)
+                await stack.enter_async_context(_polling(poller))
         if with_inbox:
             inbox = Inbox(path=_inbox_path(settings.engine), deliver=by_smtp(mailbox.host, mailbox.port))
             stack.callback(inbox.close)
@@ -208,6 +212,17 @@ def _mailbox_listener(handler: Mailbox, settings: Settings) -> Listener:
         tls=tls,
         proxies=settings.reply_peers if settings.mailbox_proxy else None,
     )
+
+
+@asynccontextmanager
+async def _polling(poller: Poller) -> AsyncIterator[None]:
+    """Run an IMAP poller."""
+    task = asyncio.create_task(poller.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

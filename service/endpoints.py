@@ -54,6 +54,19 @@ class SmtpServer:
     password: str | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class ImapAccount:
+    """A folder to watch; `move_to` names the folder for what was taken, if any."""
+
+    host: str
+    port: int
+    tls: bool
+    username: str
+    password: str = field(repr=False)
+    folder: str = "INBOX"
+    move_to: str | None = None
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether `host` names this machine only, without asking any resolver."""
     try:
@@ -120,4 +133,36 @@ def read_smtp_server(text: str) -> SmtpServer:
         tls="implicit" if implicit else "required" if required else "offered",
         username=username,
         password=password,
+    )
+
+
+def read_imap_account(text: str) -> ImapAccount:
+    """Return what ``imaps://user:pass@host/INBOX?move=Done`` names. Raises ValueError."""
+    # The text is not repeated: it holds a password.
+    problem = "is not an IMAP URL such as imaps://user:password@imap.corp.example/INBOX"
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as exc:
+        raise ValueError(problem) from exc
+    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    names = [unquote(url.path.removeprefix("/")) or "INBOX", options.get("move", "-")]
+    wrong = url.scheme not in {"imap", "imaps"} or not url.hostname or url.fragment or port == 0
+    if wrong or not re.fullmatch(r"[!-~]+", text) or options.keys() - {"move"}:
+        raise ValueError(problem)
+    if not url.username or not url.password:
+        raise ValueError("needs a user and a password")
+    if not all(re.fullmatch(r"[ !#-\[\]-~]+", name) for name in names):
+        raise ValueError("names a folder that is not of printable ASCII")
+    if url.scheme == "imap" and not is_loopback(str(url.hostname)):
+        raise ValueError("must be imaps: a password goes only over TLS, or to this machine")
+    tls = url.scheme == "imaps"
+    return ImapAccount(
+        host=str(url.hostname),
+        port=port or (993 if tls else 143),
+        tls=tls,
+        username=unquote(url.username),
+        password=unquote(url.password),
+        folder=names[0],
+        move_to=options.get("move"),
     )

@@ -32,7 +32,7 @@ from service.answers import AnswerKind, Answers
 from service.approvals import Approvals
 from service.decisions import Decisions
 from service.domain import Ballot, Vote
-from service.errors import EngineAway
+from service.errors import ApprovalsError, EngineAway
 from service.journal import Journal
 from service.letters import Letters
 from service.replies import Ignored, Reading, Reason, Reply, Sent, Unverified, read_reply
@@ -106,13 +106,26 @@ class Mailbox:
         raw = envelope.content if isinstance(envelope.content, bytes) else b""
         return await self._act(kind, ballot, raw, _bare(envelope.mail_from), peer_of(session))
 
+    async def receive(self, address: str, raw: bytes, mail_from: str | None) -> str:
+        """Act on a message that came by another way than our own server; return the SMTP reply.
+
+        It counts as handed in on this machine: whoever fetched it trusts where it was kept.
+        """
+        try:
+            kind, ballot = await self._addressee(address)
+            return await self._act(kind, ballot, raw, mail_from, LOOPBACK)
+        except ApprovalsError as exc:
+            return exc.smtp_reply
+
     async def _addressee(self, address: str) -> tuple[AddressKind, Ballot]:
         claim = self._tokens.read_address(address)
         ballot = await self._with_engine(self._approvals.ballot(claim.ballot_key))
         self._tokens.verify_address(claim, ballot)
         return claim.kind, ballot
 
-    async def _act(self, kind: AddressKind, ballot: Ballot, raw: bytes, mail_from: str, peer: str) -> str:
+    async def _act(
+        self, kind: AddressKind, ballot: Ballot, raw: bytes, mail_from: str | None, peer: str
+    ) -> str:
         reading = await asyncio.to_thread(read_reply, raw, self._sent(ballot), envelope_from=mail_from)
         log.debug("a message for %s: %s", ballot.ask.approval_id, type(reading).__name__)
         if kind == "bounce":

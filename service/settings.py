@@ -25,10 +25,12 @@ from dotenv.parser import parse_stream
 
 from service.endpoints import (
     Endpoint,
+    ImapAccount,
     MailEndpoint,
     SmtpServer,
     is_loopback,
     read_endpoint,
+    read_imap_account,
     read_mail_endpoint,
     read_smtp_server,
 )
@@ -44,7 +46,7 @@ MAILBOX = "127.0.0.1:2525"
 #: An address and a name of the length that people have.
 MAX_SENDER = MAX_ADDRESS + 100
 #: Settings that hold a secret; each may also be given as NAME_FILE.
-SECRETS = frozenset({"SECRET_KEYS", "API_KEYS", "SMTP", "ENGINE", "ENGINE_TOKEN"})
+SECRETS = frozenset({"SECRET_KEYS", "API_KEYS", "SMTP", "ENGINE", "ENGINE_TOKEN", "IMAP"})
 
 #: Settings that may be long, and so be files as secrets are.
 FILES = SECRETS | {"REPLY_ALIASES"}
@@ -69,6 +71,7 @@ class Settings:
     #: Certificate and key, where the mailbox offers STARTTLS.
     mailbox_tls: tuple[Path, Path] | None
     mailbox_proxy: bool
+    imap: ImapAccount | None = field(repr=False)
     reply_domain: str
     reply_trust: str
     reply_peers: tuple[Network, ...]
@@ -135,6 +138,7 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         mailbox=need("MAILBOX", read_mail_endpoint, MAILBOX),
         mailbox_tls=tls,
         mailbox_proxy=need("MAILBOX_PROXY", _switch, "off"),
+        imap=read("IMAP", read_imap_account),
         reply_domain=need("REPLY_DOMAIN", _domain, "localhost"),
         reply_trust=need("REPLY_TRUST", _reply_trust, "address" if dev else "verify"),
         reply_peers=need("REPLY_PEERS", _networks, "127.0.0.0/8 ::1/128"),

@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("answers", "decisions", "journal", "outbox"),
     ("workflow",),
     ("sockets",),
-    ("web", "mailbox", "inbox", "receive", "smtpd"),
+    ("web", "mailbox", "imap", "inbox", "receive", "smtpd"),
     ("app",),
     ("demo", "cli"),
     ("__main__",),

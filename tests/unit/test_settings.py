@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.endpoints import ImapAccount
 from service.errors import SettingsError
 from service.settings import (
     KNOWN,
@@ -67,6 +68,7 @@ def test_a_machine_of_ones_own_needs_no_settings(tmp_path: Path, mode: Mode) -> 
         mailbox=MailEndpoint("127.0.0.1", 2525),
         mailbox_tls=None,
         mailbox_proxy=False,
+        imap=None,
         reply_domain="localhost",
         reply_trust="address",
         reply_peers=(ip_network("127.0.0.0/8"), ip_network("::1/128")),
@@ -229,6 +231,15 @@ def test_the_public_url_follows_the_port_in_dev(tmp_path: Path) -> None:
         ("REPLY_TRUST", "Verify"),
         ("REPLY_TRUST", "authserv-id="),
         ("REPLY_TRUST", "authserv-id=a b"),
+        ("IMAP", "imap.corp.example"),
+        ("IMAP", "imaps://"),
+        ("IMAP", "imaps://imap.corp.example"),
+        ("IMAP", "imaps://u@imap.corp.example"),
+        ("IMAP", "imap://u:p@imap.corp.example"),
+        ("IMAP", "imaps://u:p@h:0"),
+        ("IMAP", "imaps://u:p@h:x"),
+        ("IMAP", "imaps://u:p@h/a%22b"),
+        ("IMAP", "imaps://u:p@h/INBOX?delete=yes"),
         ("INBOX", "no"),
         ("INBOX", "8025"),
         ("INBOX_SMTP", "off"),
@@ -270,6 +281,18 @@ def test_a_malformed_value_is_refused_by_name(tmp_path: Path, name: str, text: s
         ("MAILBOX", "lmtp:///run/a", "mailbox", MailEndpoint("localhost", 0, "lmtp", Path("/run/a"))),
         ("MAILBOX", "unix:/run/a.b", "mailbox", MailEndpoint("localhost", 0, "smtp", Path("/run/a.b"))),
         ("MAILBOX_PROXY", "on", "mailbox_proxy", True),
+        (
+            "IMAP",
+            "imaps://a%40b:p%2F@h/",
+            "imap",
+            ImapAccount("h", 993, tls=True, username="a@b", password="p/"),
+        ),
+        (
+            "IMAP",
+            "imap://u:p@localhost/Mail?move=Done",
+            "imap",
+            ImapAccount("localhost", 143, False, "u", "p", "Mail", "Done"),
+        ),
         ("PUBLIC_URL", "https://a.example/", "public_url", "https://a.example"),
         ("PUBLIC_URL", "https://a.example:8443/approvals/", "public_url", "https://a.example:8443/approvals"),
         ("PUBLIC_URL", "http://127.0.0.1:5001", "public_url", "http://127.0.0.1:5001"),
@@ -441,6 +464,7 @@ def test_an_empty_value_counts_as_not_set(tmp_path: Path, empty: str) -> None:
         ("ENGINE_TOKEN", "bearer\n", "engine_token", "bearer"),
         ("SMTP", "smtps://u:p@h\n", "smtp", SmtpServer("h", 465, "implicit", "u", "p")),
         ("ENGINE", "memory:\n", "engine", "memory:"),
+        ("IMAP", "imaps://u:p@h\n", "imap", ImapAccount("h", 993, tls=True, username="u", password="p")),
         (
             "REPLY_ALIASES",
             "ann@corp.example=a@corp.example\n",
