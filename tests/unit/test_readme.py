@@ -83,7 +83,7 @@ def test_every_command_is_told_and_none_else() -> None:
     commands = set(getattr(get_command(command_line), "commands", {}))
     promised, _, missing = README.partition("## Not there yet")
     told = set(
-        re.findall(r"approvals (demo|dev|serve|keys|backup|request|list|show|check|withdraw)\b", promised)
+        re.findall(r"approvals (demo|dev|serve|keys|backup|receive|request|list|show|check|withdraw)\b", promised)
     )
     assert commands == told
     assert "`approvals request`" in missing
