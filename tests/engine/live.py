@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import uvicorn
 from resonate.resonate import Resonate
 from resonate.retry import Never
 
-from service.engine import EmbeddedEngine, Engine, open_engine
+from service.engine import EmbeddedEngine, Engine, open_engine, sqlite_path
 from service.engine.http import HttpSurface
+from service.engine.rows import Rows
 
 #: Longer than anything here takes on a slow machine, in seconds.
 PATIENCE = 20.0
@@ -95,3 +97,14 @@ async def soon[T](result: Any, patience: float = PATIENCE) -> T:
 def sqlite_url(path: Path) -> str:
     """Return the URL of a file."""
     return f"sqlite:///{path}"
+
+
+def stored(engine: Engine, id_: str) -> Any:
+    """Return a promise and its task as they are on disk, or None.
+
+    Over a connection of its own: the engine's belongs to its writer's thread, and a
+    cached statement that two threads step at once is an error to both.
+    """
+    path = sqlite_path(engine.url).resolve()
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+        return Rows(db).pair(id_)

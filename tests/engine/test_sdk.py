@@ -15,7 +15,7 @@ from resonate_base import ConnectorError, Network, Source
 
 from service.engine import Connection, Engine, open_engine, sqlite_path
 from service.errors import SettingsError
-from tests.engine.live import PATIENCE, running, sdk, soon, sqlite_url, until
+from tests.engine.live import PATIENCE, running, sdk, soon, sqlite_url, stored, until
 
 
 @pytest.fixture
@@ -238,10 +238,9 @@ async def test_a_task_nobody_knows_does_not_storm(url: str) -> None:
     """An unregistered function is offered again with growing delay, and runs once it is known."""
     async with running(url) as (engine, r):
         handle = r.options(target="approvals").rpc("a", "double", 4)
-        database = embedded(engine)
-        await until(lambda: database._rows.pair("a") is not None)
+        await until(lambda: stored(engine, "a") is not None)
         await asyncio.sleep(1.5)
-        pair = database._rows.pair("a")
+        pair = stored(engine, "a")
         assert 2 <= pair[1].version <= 8
         r.register(double)
         assert await soon(handle.result()) == 8
@@ -253,7 +252,7 @@ async def test_a_failing_disk_reaches_the_caller_as_a_connector_error(url: str) 
         handle = r.run("a", ask)
         promise = await pending_promise(r, "a")
         database = embedded(engine)
-        await until(lambda: database._rows.pair("a")[1].state == "suspended")
+        await until(lambda: stored(engine, "a")[1].state == "suspended")
         database._db.execute("PRAGMA query_only = 1")
         with pytest.raises(ConnectorError, match="can't be written"):
             await r.promises.resolve(promise, Value(data="yes"))
@@ -272,7 +271,7 @@ async def test_a_release_that_failed_with_the_disk_is_made_good(url: str) -> Non
             await r._sender.task_release("a", created.task.version)
         database._db.execute("PRAGMA query_only = 0")
         await r.promises.get("a")
-        await until(lambda: database._rows.pair("a")[1].state == "pending")
+        await until(lambda: stored(engine, "a")[1].state == "pending")
 
 
 async def test_after_close_every_request_is_refused(url: str) -> None:

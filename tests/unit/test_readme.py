@@ -19,7 +19,7 @@ from service.web import Web
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAPERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAPERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/mail-recipes.md")]
 PAPERS += sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 #: Each setting's row: its name and what is said of its default.
 ROWS = dict(re.findall(r"^\| `([A-Z_]*[A-Z])` \| (.+?) \|", README, re.MULTILINE))
@@ -83,7 +83,9 @@ def test_every_command_is_told_and_none_else() -> None:
     commands = set(getattr(get_command(command_line), "commands", {}))
     promised, _, missing = README.partition("## Not there yet")
     told = set(
-        re.findall(r"approvals (demo|dev|serve|keys|backup|receive|request|list|show|check|withdraw)\b", promised)
+        re.findall(
+            r"approvals (demo|dev|serve|keys|backup|receive|request|list|show|check|withdraw)\b", promised
+        )
     )
     assert commands == told
     assert "`approvals request`" in missing
