@@ -12,6 +12,7 @@ is no second store that could disagree.
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +37,8 @@ APPROVAL, ANSWER = "approval", "answer"
 KIND_TAG, BORN_TAG = "approvals:kind", "approvals:born"
 APPROVER_TAG = "approvals:approver"
 
+#: Ids that callers give, and those that workflows make below them.
+_ANY_ID = re.compile(r"[A-Za-z0-9._:-]{1,512}")
 _NOT_FOUND = 404
 
 type Clock = Callable[[], datetime]
@@ -117,6 +120,8 @@ class Approvals:
             await self.promises.get("ballot.none")
 
     async def _root(self, approval_id: str) -> PromiseRecord:
+        if not _ANY_ID.fullmatch(approval_id):  # no engine need be asked, or could refuse, such an id
+            raise NotFound(approval_id)
         with engine_errors(missing=NotFound(approval_id)):
             promise = await self.promises.get(approval_id)
         if _request_of(promise) is None:

@@ -133,7 +133,7 @@ class Web:
     async def decide(self, request: HttpRequest) -> Response:
         """Cast the vote of the button that was pressed, on a page that this browser was shown."""
         ballot = await self._ballot(request)
-        fields = dict(parse_qsl((await _body(request)).decode("utf-8", "replace"), max_num_fields=20))
+        fields = await _form(request)
         comment = fields.get("comment", "")
         choice = _choice(fields.get("choice"))
         if (end := self._ended(ballot)) is not None:
@@ -298,6 +298,13 @@ async def _body(request: HttpRequest) -> bytes:
         if len(body) > MAX_BODY:
             raise HttpRefused(413, "Too large", f"at most {MAX_BODY} bytes")
     return bytes(body)
+
+
+async def _form(request: HttpRequest) -> dict[str, str]:
+    try:
+        return dict(parse_qsl((await _body(request)).decode("utf-8", "replace"), max_num_fields=20))
+    except ValueError as exc:
+        raise HttpRefused(400, "Malformed form", "this is not the form of the page") from exc
 
 
 async def _json_body(request: HttpRequest) -> object:

@@ -35,6 +35,7 @@ async def person(tmp_path: Path) -> AsyncIterator[Person]:
         ("approvers[0].phone", GOOD | {"approvers": [{"email": "ann@corp.example", "phone": "1"}]}),
         ("id", GOOD | {"id": "a/b"}),
         ("id", GOOD | {"id": "x" * 129}),
+        ("id", GOOD | {"id": f"ballot.{'a' * 26}"}),
         ("policy", GOOD | {"policy": "all"}),
         ("choices", GOOD | {"choices": ["a", "b"]}),
         ("webhook", GOOD | {"webhook": "https://corp.example/hook"}),
@@ -100,6 +101,8 @@ async def test_unknown_paths_and_methods_are_problem_documents(person: Person) -
         ("GET", "/nothing", 404),
         ("DELETE", "/approvals", 405),
         ("GET", "/approvals/x", 404),
+        ("GET", "/approvals/%00", 404),
+        ("GET", "/approvals/a%20b", 404),
     ]:
         answer = await person.http.request(method, f"{person.api}{path}")
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
@@ -144,6 +147,16 @@ async def test_a_bare_post_decides_nothing(person: Person) -> None:
     assert "kept" in bare.text
     assert "<button" in bare.text
     assert (await person.report("bare-1"))["status"] == "pending"
+
+
+async def test_a_form_that_is_not_ours_is_refused(person: Person) -> None:
+    """A form with too many fields is a 400 page, and decides nothing."""
+    await person.ask("form-1")
+    link = link_of(await person.letter("form-1"))
+    answer = await person.http.post(link, content="&".join(f"a{n}=1" for n in range(50)))
+    assert answer.status_code == 400
+    assert "content-security-policy" in answer.headers
+    assert (await person.report("form-1"))["status"] == "pending"
 
 
 async def test_pages_carry_their_headers(person: Person) -> None:
