@@ -6,10 +6,12 @@ HTTP and SMTP that a person's browser and mail program would use.
 
 import asyncio
 import email
+import random
 import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.policy import default as default_policy
@@ -21,7 +23,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from service.app import DEVELOPMENT, Running, running
-from service.errors import NotFound
 from service.inbox import by_smtp
 from service.settings import Settings, load_settings
 
@@ -47,13 +48,7 @@ async def watched(settings: Settings, console: Console) -> None:
     """Open one approval, say where its letter is, and wait for the person."""
     approver = settings.default_approver or APPROVER
     async with running(settings, DEVELOPMENT) as service, httpx.AsyncClient() as http:
-        approval_id = await _open_demo(service)
-        answer = await http.post(
-            f"http://{service.http}/approvals",
-            json=REQUEST | {"id": approval_id, "approvers": [approver]},
-            headers={"Authorization": f"Bearer {settings.api_keys[-1]}"} if settings.api_keys else {},
-        )
-        answer.raise_for_status()
+        approval_id = await _open_demo(service, http, approver)
         inbox = f"http://{service.inbox}" if service.inbox else "(off: look in your own)"
         console.print(f"[bold]{'inbox':>14}[/]  [link={inbox}]{inbox}[/link]")
         console.print(f"[bold]{'API and pages':>14}[/]  http://{service.http}")
@@ -73,15 +68,23 @@ async def watched(settings: Settings, console: Console) -> None:
                 console.print(f"decided by {person.email}, by {person.channel}{escape(comment)}")
 
 
-async def _open_demo(service: Running) -> str:
-    """Return the id of the demo that is still open, or the next free one."""
-    number = 1
+async def _open_demo(service: Running, http: httpx.AsyncClient, approver: str) -> str:
+    """Open the demo, or find the one that is still open; return its id.
+
+    One that is closed, or that asked somebody else, is left as it is.
+    """
+    keys, number = service.settings.api_keys, 1
     while True:
-        try:
-            if (await service.approvals.show(f"demo-{number}")).status == "pending":
-                return f"demo-{number}"
-        except NotFound:
-            return f"demo-{number}"
+        approval_id = f"demo-{number}"
+        answer = await http.post(
+            f"http://{service.http}/approvals",
+            json=REQUEST | {"id": approval_id, "approvers": [approver]},
+            headers={"Authorization": f"Bearer {keys[-1]}"} if keys else {},
+        )
+        if answer.is_success and answer.json()["status"] == "pending":
+            return approval_id
+        if answer.is_error and answer.status_code != httpx.codes.CONFLICT:
+            raise DemoFailed(answer.text)
         number += 1
 
 
@@ -215,11 +218,17 @@ def rehearsal(folder: Path) -> Settings:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago: links need theirs before anything listens."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
+    """Return ports that were free a moment ago: links need theirs before anything listens.
+
+    They lie below those that systems lend to outgoing connections (Linux from
+    32768, others from 49152), so that nobody is given one in between by chance.
+    """
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 500):
+        if len(ports) == count:
+            break
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
     return ports
 
 
