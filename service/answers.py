@@ -43,7 +43,7 @@ class Answers:
         now, ballot = self._now(), spell(ballot_key)
         day = f"{now:%Y%m%d}"
         order = Answer(ballot=ballot, kind=kind, at_ms=milliseconds(now), nth=day, read=read)
-        with engine_errors():
+        async with engine_errors():
             await start_function(
                 self._promises,
                 self._target,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, override
 
 import uvicorn
+from resonate.observability import BackgroundTaskFailed, Event, logging_observer
 from resonate.resonate import Resonate
 from starlette.types import ASGIApp
 
@@ -116,6 +117,7 @@ async def running(
             # letters at a mail server that hangs would keep every decision from going on.
             max_concurrent_tasks=MAX_TASKS,
             env={},
+            observer=_observe,
             autostart=False,
         )
         target = engine.sources[0].resolve_target(GROUP)
@@ -168,6 +170,7 @@ async def running(
         if "gateway" in roles:
             web = Web(settings, approvals=approvals, decisions=decisions, tokens=tokens, pages=Pages())
             await stack.enter_async_context(_serving(web.app, sockets["HTTP"]))
+            stack.callback(web.hang_up)
         yield Running(
             settings,
             approvals,
@@ -176,6 +179,14 @@ async def running(
             inbox=_endpoint(sockets.get("INBOX")),
             engine=_endpoint(sockets.get("ENGINE_HTTP")),
         )
+
+
+def _observe(event: Event) -> None:
+    """Log what the SDK tells; a task that somebody else has by now (409) is no failure."""
+    if isinstance(event, BackgroundTaskFailed) and "code=409" in event.cause:
+        log.debug("%s", event.cause)
+    else:
+        logging_observer(event)
 
 
 @asynccontextmanager

@@ -14,8 +14,8 @@ is no second store that could disagree.
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -39,6 +39,8 @@ APPROVER_TAG = "approvals:approver"
 
 #: Ids that callers give, and those that workflows make below them.
 _ANY_ID = re.compile(r"[A-Za-z0-9._:-]{1,512}")
+#: Seconds that a caller's question to the engine may take; then they hear that it is away.
+ENGINE_PATIENCE = 10.0
 _NOT_FOUND = 404
 
 type Clock = Callable[[], datetime]
@@ -78,7 +80,7 @@ class Approvals:
             except NotFound:
                 raise late from None
         else:
-            with engine_errors():
+            async with engine_errors():
                 promise = await start_function(
                     self.promises,
                     self._target,
@@ -96,33 +98,41 @@ class Approvals:
         """Tell how an approval stands. Raises NotFound, EngineAway."""
         return await self._report(await self._root(approval_id))
 
-    async def wait(self, approval_id: str, seconds: float) -> Report:
-        """Tell how it stands once it is closed, or after `seconds`. Raises NotFound, EngineAway."""
+    async def wait(self, approval_id: str, seconds: float, stop: asyncio.Event | None = None) -> Report:
+        """Tell how it stands once it is closed, after `seconds`, or when `stop` is set.
+
+        Raises NotFound, EngineAway.
+        """
         report = await self.show(approval_id)
         if report.status == "pending" and seconds > 0:
-            with engine_errors():
+            async with engine_errors():
                 handle = await self._resonate.get(approval_id)
-                waiting = asyncio.ensure_future(handle.result())
-                await asyncio.wait([waiting], timeout=seconds)
-                if not waiting.cancel():
-                    waiting.exception()  # how it ended is read from the promise, below
+            closed = asyncio.ensure_future(handle.result())
+            stopped = asyncio.ensure_future((stop or asyncio.Event()).wait())
+            try:
+                await asyncio.wait({closed, stopped}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stopped.cancel()
+                if not closed.cancel():
+                    closed.exception()  # how it ended is read from the promise, below
             report = await self.show(approval_id)
         return report
 
     async def ballot(self, key: bytes) -> Ballot:
         """Return the ballot as it stands. Raises BallotGone, EngineAway."""
-        with engine_errors(missing=BallotGone("no record of this ballot")):
+        async with engine_errors(missing=BallotGone("no record of this ballot")):
             return await read_ballot(self.promises, key)
 
     async def ping(self) -> None:
         """Return when the engine answers. Raises EngineAway."""
-        with engine_errors(), suppress(ServerError):
-            await self.promises.get("ballot.none")
+        async with engine_errors():
+            with suppress(ServerError):
+                await self.promises.get("ballot.none")
 
     async def _root(self, approval_id: str) -> PromiseRecord:
         if not _ANY_ID.fullmatch(approval_id):  # no engine need be asked, or could refuse, such an id
             raise NotFound(approval_id)
-        with engine_errors(missing=NotFound(approval_id)):
+        async with engine_errors(missing=NotFound(approval_id)):
             promise = await self.promises.get(approval_id)
         if _request_of(promise) is None:
             raise NotFound(approval_id)
@@ -132,7 +142,7 @@ class Approvals:
         if promise.state == "resolved":
             return msgspec.convert(promise.value.data, Report)
         ask = read_ask(promise)
-        with engine_errors():
+        async with engine_errors():
             records = [
                 await find_record(self.promises, ballot_key(ask.approval_id, approver.email))
                 for approver in ask.approvers
@@ -230,11 +240,18 @@ async def settle(promises: Promises, promise_id: str, end: End) -> End:
     return won
 
 
-@contextmanager
-def engine_errors(missing: Exception | None = None) -> Iterator[None]:
-    """Turn the SDK's errors into ours: 404 into `missing`, all else into EngineAway."""
+@asynccontextmanager
+async def engine_errors(missing: Exception | None = None) -> AsyncIterator[None]:
+    """Turn the SDK's errors into ours: 404 into `missing`, all else into EngineAway.
+
+    Silence too: the SDK's connector to an engine that is away tries for ever, while
+    somebody waits for our answer. What was cut off may still have been done.
+    """
     try:
-        yield
+        async with asyncio.timeout(ENGINE_PATIENCE):
+            yield
+    except TimeoutError as exc:
+        raise EngineAway("no answer in time") from exc
     except ServerError as exc:
         if exc.code == _NOT_FOUND and missing is not None:
             raise missing from exc

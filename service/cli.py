@@ -4,8 +4,10 @@ import asyncio
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
@@ -20,9 +22,10 @@ from service.app import DEVELOPMENT, Role, Running, running
 from service.endpoints import read_mail_endpoint
 from service.engine import backup as back_up
 from service.engine import sqlite_path
+from service.engine.schema import NotOurs
 from service.errors import SettingsError
 from service.receive import hand_in
-from service.settings import Settings, fresh_key, load_mailbox, load_settings
+from service.settings import Settings, fresh_key, load_engine, load_mailbox, load_settings
 
 #: The exit code for a set-up that can't run, as opposed to 1 for what failed while running.
 BAD_SETTING = 2
@@ -88,13 +91,17 @@ def keys() -> None:
 @app.command()
 def backup(target: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")]) -> None:
     """Copy the embedded engine's database while it runs."""
-    settings = _settings(lambda: load_settings("dev"))
+    if target.exists():
+        _stop(f"{target} exists; a backup replaces nothing")
     try:
-        back_up(sqlite_path(settings.engine), target)
+        source = sqlite_path(load_engine())
+        if not source.is_file():
+            _stop(f"{source} does not exist; APPROVALS_ENGINE names the database")
+        back_up(source, target)
     except SettingsError as exc:
         _stop(str(exc))
-    except OSError as exc:
-        _stop(f"{target}: {exc}")
+    except (OSError, sqlite3.Error, NotOurs) as exc:
+        _stop(f"no backup of {source} to {target}: {exc}")
     console.print(f"written: {target}")
 
 
@@ -211,7 +218,7 @@ class _Lines(logging.Handler):
         text = escape(record.getMessage())
         console.print(f"[dim]{at}[/]  " + (f"[{colour}]{text}[/]" if colour else text), soft_wrap=True)
         if record.exc_info:
-            console.print_exception()
+            console.print(escape("".join(traceback.format_exception(*record.exc_info))), soft_wrap=True)
 
 
 def _log_to_terminal() -> None:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from service.approvals import Approvals, Clock, engine_errors, settle, utc_now
 from service.domain import Ballot, Channel, Choice, Closed, End, Vote
+from service.requests import clean_text
 
 log = logging.getLogger("approvals.decisions")
 
@@ -56,13 +57,13 @@ class Decisions:
             at=now,
             channel=channel,
             cast_id=secrets.token_hex(8),
-            comment=comment,
+            comment=clean_text(comment),
             evidence=dict(evidence or {}),
         )
         if now > ballot.ask.due_at:
             # The timer is late or no worker is up: the deadline holds all the same.
             ours = Closed(reason="expired", at=ballot.ask.due_at)
-        with engine_errors():
+        async with engine_errors():
             won = await settle(self._approvals.promises, ballot.record.arbiter, ours)
         counted = won == ours and isinstance(won, Vote)
         log.info(
@@ -81,5 +82,5 @@ class Decisions:
         A bounce after they decided, by another road, changes nothing.
         """
         end = Closed(reason="undeliverable", at=self._now(), detail=detail)
-        with engine_errors():
+        async with engine_errors():
             await settle(self._approvals.promises, ballot.record.promise, end)

@@ -110,7 +110,7 @@ class BallotGone(ApprovalsError):
     """The capability is authentic, but the ballot's record is no longer kept."""
 
     http_status = 410
-    smtp_reply = "550 5.1.6 This request is closed"
+    smtp_reply = "550 5.1.1 No such address"
     title = "No longer kept"
 
 

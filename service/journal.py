@@ -46,7 +46,7 @@ class Journal:
 
     async def knows(self, ballot: Ballot, mark: str) -> bool:
         """Tell whether the message with this mark was acted on."""
-        with engine_errors():
+        async with engine_errors():
             try:
                 await self._promises.get(_mail_id(ballot, mark))
             except ServerError as exc:
@@ -67,7 +67,7 @@ class Journal:
         await self._keep(signal_id(ballot.key, kind, f"{now:%Y%m%d}"), ballot, Value(data=signal), tags)
 
     async def _keep(self, promise_id: str, ballot: Ballot, value: Value, tags: dict[str, str]) -> None:
-        with engine_errors():
+        async with engine_errors():
             until = milliseconds(ballot.ask.due_at + GRACE)
             await self._promises.create(promise_id, until, value, tags)
 

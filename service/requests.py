@@ -132,7 +132,7 @@ def parse_request(body: object) -> Request:
     return msgspec.structs.replace(
         raw,
         subject=subject,
-        message=_clean(raw.message.replace("\r\n", "\n")).strip(),
+        message=clean_text(raw.message),
         facts=facts,
         approvers=approvers,
         requester=requester,
@@ -231,6 +231,11 @@ def clean_line(text: str) -> str:
     if not (line := " ".join(_clean(text).split())):
         raise ValueError("must not be blank")
     return line
+
+
+def clean_text(text: str) -> str:
+    """Return lines of text, a comment or a message: LF alone ends them, nothing in them acts or hides."""
+    return _clean(text.replace("\r\n", "\n")).strip()
 
 
 def _clean(text: str) -> str:

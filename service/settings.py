@@ -42,6 +42,8 @@ __all__ = ["KNOWN", "PREFIX", "SECRETS", "Endpoint", "MailEndpoint", "Mode", "Se
 __all__ += ["fresh_key", "is_loopback", "load_mailbox", "load_settings"]
 
 PREFIX = "APPROVALS_"
+#: The default engine.
+ENGINE = "sqlite:///approvals.db"
 MAILBOX = "127.0.0.1:2525"
 #: An address and a name of the length that people have.
 MAX_SENDER = MAX_ADDRESS + 100
@@ -110,7 +112,7 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
             raise SettingsError(PREFIX + name, "must be set to serve")
         return value
 
-    engine = need("ENGINE", _engine_url, "sqlite:///approvals.db")
+    engine = need("ENGINE", _engine_url, ENGINE)
     http = need("HTTP", read_endpoint, "127.0.0.1:5001")
     engine_http = read("ENGINE_HTTP", read_endpoint)
     engine_debug = need("ENGINE_DEBUG", _switch, "off")
@@ -149,6 +151,15 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         api_keys=api_keys,
         default_approver=read("DEFAULT_APPROVER", canonical_address, "approver@localhost" if dev else None),
     )
+
+
+def load_engine(env: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
+    """Return the engine's URL; nothing else is read or made."""
+    raw = _own(_given(_dotenv((folder or Path.cwd()) / ".env")) | _given(os.environ if env is None else env))
+    try:
+        return _engine_url(raw.get("ENGINE", ENGINE))
+    except ValueError as exc:
+        raise SettingsError(f"{PREFIX}ENGINE", str(exc)) from exc
 
 
 def load_mailbox(env: Mapping[str, str] | None = None, folder: Path | None = None) -> MailEndpoint:

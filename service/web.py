@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -22,6 +23,7 @@ from service.decisions import Decisions
 from service.domain import Ballot, Choice, Closed, End, Report, to_wire
 from service.errors import ApprovalsError, BallotGone, EngineAway, FieldProblem, LinkInvalid, RequestInvalid
 from service.pages import MAX_COMMENT, Pages
+from service.requests import clean_text
 from service.settings import Settings, is_loopback
 from service.tokens import NONCE_SECONDS, Tokens
 
@@ -37,6 +39,10 @@ _TEXTS: Final[dict[type[ApprovalsError], str]] = {
     BallotGone: "This request was closed some time ago, and its record is no longer kept.",
     EngineAway: "Nothing was decided. Please try again in a minute.",
 }
+#: The engine may have taken the vote of a POST that it did not answer in time.
+_UNKNOWN: Final = "It is not known yet whether your decision was recorded. Open the link again in a minute."
+#: What mail programs and people put behind a link; no token ends with one.
+_AFTER_LINKS: Final = ".,;:!?)]>\"'/"
 
 type Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -69,6 +75,7 @@ class Web:
         self._tokens = tokens
         self._pages = pages
         self._now = now
+        self._stopping = asyncio.Event()
         self._https = settings.public_url.startswith("https:")
         # A __Host- cookie is tied to this host and to TLS; browsers refuse one over http.
         self._cookie = "__Host-approvals" if self._https else "approvals"
@@ -84,6 +91,11 @@ class Web:
             ],
             exception_handlers={HTTPException: _no_route, Exception: _defect},
         )
+        self.app.router.redirect_slashes = False
+
+    def hang_up(self) -> None:
+        """Answer those who wait for a decision with how it stands; call it before the server stops."""
+        self._stopping.set()
 
     # ── The API ───────────────────────────────────────────────────────────────
 
@@ -95,7 +107,7 @@ class Web:
     async def show_approval(self, request: HttpRequest) -> Response:
         """Tell how an approval stands, at once or as soon as it is closed within ``?wait=``."""
         seconds = _wait(request.query_params.get("wait", "0"))
-        return _json(await self._approvals.wait(request.path_params["id"], seconds))
+        return _json(await self._approvals.wait(request.path_params["id"], seconds, self._stopping))
 
     async def start_workflow(self, request: HttpRequest) -> Response:
         """Start or find a workflow by its id: the call of Resonate's own walk-through."""
@@ -134,7 +146,7 @@ class Web:
         """Cast the vote of the button that was pressed, on a page that this browser was shown."""
         ballot = await self._ballot(request)
         fields = await _form(request)
-        comment = fields.get("comment", "")
+        comment = clean_text(fields.get("comment", ""))
         choice = _choice(fields.get("choice"))
         if (end := self._ended(ballot)) is not None:
             return self._closed(ballot, end, 409)
@@ -152,15 +164,14 @@ class Web:
             "peer": request.client.host if request.client else "",
             "user_agent": request.headers.get("user-agent", "")[:200],
         }
-        cast = await self._decisions.cast(
-            ballot.key, choice, "link", comment=comment.strip(), evidence=evidence
-        )
+        cast = await self._decisions.cast(ballot.key, choice, "link", comment=comment, evidence=evidence)
         if cast.counted:
             return self._closed(cast.ballot, cast.end, just_decided=True)
         return self._closed(cast.ballot, cast.end, 409)
 
     async def _ballot(self, request: HttpRequest) -> Ballot:
-        return await self._approvals.ballot(self._tokens.read_link(request.path_params["token"]))
+        token = request.path_params["token"].rstrip(_AFTER_LINKS)
+        return await self._approvals.ballot(self._tokens.read_link(token))
 
     def _ended(self, ballot: Ballot) -> End | None:
         """Return how the ballot ended; one past its due time has, even if its timer is late."""
@@ -235,6 +246,10 @@ class Web:
                 return await endpoint(request)
             except ApprovalsError as exc:
                 return _problem(exc)
+            except asyncio.CancelledError:
+                if not self._stopping.is_set():
+                    raise
+                return _problem(HttpRefused(503, "Stopping", "this process stops; send it again"))
 
         return guarded
 
@@ -245,6 +260,8 @@ class Web:
             except ApprovalsError as exc:
                 csp_nonce = secrets.token_urlsafe(16)
                 text = _TEXTS.get(type(exc), str(exc))
+                if isinstance(exc, EngineAway) and request.method == "POST":
+                    text = _UNKNOWN
                 page = self._pages.problem(title=exc.title, text=text, csp_nonce=csp_nonce)
                 return _html(page, _status(exc), csp_nonce)
 
@@ -259,7 +276,10 @@ class Web:
             return
         # Without keys the loopback address is the guard, and a browser on this machine must not
         # lend it to the pages it shows: neither by cross-site requests nor by rebound names.
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        except ValueError as exc:
+            raise HttpRefused(400, "Bad request", "the Host header is malformed") from exc
         if not is_loopback(host) and host != urlsplit(self._settings.public_url).hostname:
             raise HttpRefused(403, "Forbidden", f"the API without keys does not answer for {host!r}")
         if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
@@ -274,10 +294,7 @@ def _choice(text: str | None) -> Choice | None:
 
 
 def _wait(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
+    seconds = float(text) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", text) else -1.0
     if not 0 <= seconds <= MAX_WAIT:
         raise RequestInvalid(FieldProblem("wait", f"0 to {MAX_WAIT:.0f} seconds"))
     return seconds

@@ -23,7 +23,7 @@ def backup(source: Path, target: Path) -> None:
     try:
         with closing(sqlite3.connect(uri, uri=True)) as db, closing(sqlite3.connect(part)) as copy:
             if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise NotOurs
+                raise NotOurs("it is another program's database")
             db.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
         with part.open("rb") as file:

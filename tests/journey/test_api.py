@@ -159,6 +159,31 @@ async def test_a_form_that_is_not_ours_is_refused(person: Person) -> None:
     assert (await person.report("form-1"))["status"] == "pending"
 
 
+async def test_a_comment_is_cleaned_and_counted_as_browsers_count(person: Person) -> None:
+    """CRLF counts as the one character that the page's field counted; nothing in a comment acts or hides."""
+    await person.ask("c-1")
+    link = link_of(await person.letter("c-1"))
+    long = "\r\n".join(["x" * 79] * 50)
+    assert (await person.press(link, "approve", f"a\0\x1b[31m\u202eb\r\n{long[:3990]}")).status_code == 200
+    comment = (await person.report("c-1", wait=20))["approvers"][0]["comment"]
+    assert comment.startswith("a  [31m b\nx")
+    assert not set("\0\x1b\r\u202e") & set(comment)
+
+
+async def test_what_mail_programs_put_behind_a_link_is_no_part_of_it(person: Person) -> None:
+    """A link with a full stop, a bracket or a slash behind it opens all the same."""
+    await person.ask("l-1")
+    link = link_of(await person.letter("l-1"))
+    for behind in (".", ")", ">", "/", ",", "%3E."):
+        assert (await person.http.get(link + behind)).status_code == 200
+
+
+async def test_a_malformed_host_is_refused(person: Person) -> None:
+    """A Host header that is no host is a 400, and nothing fails."""
+    answer = await person.http.get(f"{person.api}/approvals/x", headers={"Host": "[::1"})
+    assert answer.status_code == 400
+
+
 async def test_pages_carry_their_headers(person: Person) -> None:
     """Every page, a refusal too, is uncached, unframed, unindexed and runs nothing."""
     await person.ask("head-1")

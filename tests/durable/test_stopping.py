@@ -1,0 +1,87 @@
+"""What people and callers see when the engine is away or the process stops, and the commands beside."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+from service.demo import free_ports
+from tests.durable.test_kill import service, started
+from tests.journey.house import Person, environment, link_of, reachable
+
+
+async def test_with_the_engine_away_callers_hear_so(tmp_path: Path) -> None:
+    """A killed engine process: the API answers 503, the page says so, and both work again with it."""
+    [port] = free_ports(1)
+    env = environment(tmp_path)
+    engine_env = env | {
+        "APPROVALS_ENGINE_HTTP": f"127.0.0.1:{port}",
+        "APPROVALS_PUBLIC_URL": "http://localhost:1",
+    }
+    engine_env["APPROVALS_SECRET_KEYS"] = "k" * 43
+
+    async def engine() -> asyncio.subprocess.Process:
+        process = await started(engine_env, tmp_path, "serve", "engine")
+        await reachable(f"http://127.0.0.1:{port}/health")
+        return process
+
+    first = await engine()
+    client = env | {"APPROVALS_ENGINE": f"http://127.0.0.1:{port}"}
+    async with service(client, tmp_path) as person:
+        await person.ask("e-1")
+        link = link_of(await person.letter("e-1"))
+        first.kill()
+        await first.wait()
+        api, page = await asyncio.gather(
+            person.http.get(f"{person.api}/approvals/e-1"), person.http.get(link)
+        )
+        assert (api.status_code, api.headers["retry-after"]) == (503, "5")
+        assert page.status_code == 503
+        assert "Nothing was decided" in page.text
+        second = await engine()
+        assert (await person.press(link)).status_code == 200
+    second.terminate()
+    await second.wait()
+
+
+async def test_a_stop_answers_those_who_wait(tmp_path: Path) -> None:
+    """SIGTERM with a caller waiting: they hear how it stands, and the stop is quick and quiet."""
+    env = environment(tmp_path)
+    process = await started(env, tmp_path)
+    api = f"http://{env['APPROVALS_HTTP']}"
+    await reachable(f"{api}/readyz")
+    person = Person(api, f"http://{env['APPROVALS_INBOX']}", ("127.0.0.1", 0))
+    async with person.http:
+        await person.ask("s-1")
+        await person.letter("s-1")
+        waiting = asyncio.create_task(person.report("s-1", wait=60))
+        await asyncio.sleep(0.5)  # long enough for the request to be waiting
+        process.send_signal(signal.SIGTERM)
+        assert (await asyncio.wait_for(waiting, 5))["status"] == "pending"
+        out, err = await asyncio.wait_for(process.communicate(), 10)
+    assert process.returncode == 0
+    assert b"Traceback" not in out + err
+
+
+async def test_backup_replaces_nothing_and_fails_in_a_line(tmp_path: Path) -> None:
+    """No database, another file, a target that exists: a line and exit code 2; then a real copy."""
+    env = environment(tmp_path)
+    precious = tmp_path / "precious"
+    precious.write_text("keep")
+
+    async def backup(target: Path, **over: str) -> tuple[int | None, bytes]:
+        process = await started(env | over, tmp_path, "backup", str(target))
+        out, err = await process.communicate()
+        assert b"Traceback" not in out + err
+        return process.returncode, err
+
+    assert (await backup(tmp_path / "copy.db"))[0] == 2
+    assert (await backup(tmp_path / "copy.db", APPROVALS_ENGINE=f"sqlite:///{precious}"))[0] == 2
+    async with service(env, tmp_path, how=signal.SIGTERM) as person:
+        await person.ask("b-1")
+        assert (await backup(precious))[0] == 2
+        assert precious.read_text() == "keep"
+        assert (await backup(tmp_path / "copy.db"))[0] == 0
+    async with service(
+        env | {"APPROVALS_ENGINE": f"sqlite:///{tmp_path}/copy.db"}, tmp_path, how=signal.SIGTERM
+    ) as person:
+        assert (await person.report("b-1"))["status"] == "pending"
