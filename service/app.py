@@ -5,14 +5,13 @@ which is taken stops the start and leaves nothing half-done.
 """
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from email.policy import default as default_policy
 from pathlib import Path
@@ -28,6 +27,7 @@ from service.approvals import GROUP, Approvals
 from service.decisions import Decisions
 from service.engine import Engine, open_engine, sqlite_path
 from service.engine.http import HttpSurface
+from service.engine.unix import unix_socket
 from service.errors import SettingsError
 from service.imap import Poller
 from service.inbox import Inbox, by_smtp
@@ -67,7 +67,7 @@ class Running:
     http: Endpoint | None = None
     mailbox: MailEndpoint | None = None
     inbox: Endpoint | None = None
-    engine: Endpoint | None = None
+    engine: Endpoint | Path | None = None
 
 
 @asynccontextmanager
@@ -85,7 +85,7 @@ async def running(
 
     async with AsyncExitStack() as stack:
         sockets = {
-            name: stack.enter_context(contextlib.closing(_bound(endpoint, f"{PREFIX}{name}")))
+            name: stack.enter_context(_bound(endpoint, f"{PREFIX}{name}"))
             for name, endpoint in {
                 "HTTP": settings.http if "gateway" in roles else None,
                 "INBOX": settings.inbox if with_inbox else None,
@@ -177,7 +177,7 @@ async def running(
             http=_endpoint(sockets.get("HTTP")),
             mailbox=mailbox if "mailbox" in roles else None,
             inbox=_endpoint(sockets.get("INBOX")),
-            engine=_endpoint(sockets.get("ENGINE_HTTP")),
+            engine=engine_http if isinstance(engine_http, Path) else _endpoint(sockets.get("ENGINE_HTTP")),
         )
 
 
@@ -279,8 +279,10 @@ async def _serving(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
         await task
 
 
-def _bound(endpoint: Endpoint, setting: str) -> socket.socket:
-    """Return a listening socket. Raises SettingsError naming `setting`."""
+def _bound(endpoint: Endpoint | Path, setting: str) -> AbstractContextManager[socket.socket]:
+    """Return a listening socket, to be closed at the end. Raises SettingsError naming `setting`."""
+    if isinstance(endpoint, Path):
+        return unix_socket(endpoint, setting)
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     # The protocol is named since asyncio sets TCP_NODELAY only where it sees TCP.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

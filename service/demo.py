@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from service.app import DEVELOPMENT, Running, running
+from service.errors import DemoFailed
 from service.inbox import by_smtp
 from service.settings import Settings, load_settings
 
@@ -38,10 +39,6 @@ REQUEST: dict[str, Any] = {
 }
 #: How long the played story waits for each thing to be seen, in seconds.
 PATIENCE = 15.0
-
-
-class DemoFailed(Exception):
-    """A step of the played story was not observed."""
 
 
 async def watched(settings: Settings, console: Console) -> None:

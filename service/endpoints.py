@@ -86,17 +86,21 @@ def read_endpoint(text: str) -> Endpoint:
     return Endpoint(host, int(match[3]))
 
 
+def socket_path(text: str) -> Path:
+    """Return the absolute path that ``unix:/path`` names. Raises ValueError."""
+    path = text.removeprefix("unix:")
+    if not re.fullmatch(r"/[!-~]*[!-.0-~]", path) or len(path) > MAX_SOCKET_PATH:
+        raise ValueError(f"{path!r} is not the absolute path of a socket, such as unix:/run/approvals/mail")
+    return Path(path)
+
+
 def read_mail_endpoint(text: str) -> MailEndpoint:
     """Return what ``host:port``, ``smtp://``, ``lmtp://`` or ``unix:/path`` names. Raises ValueError."""
     match = re.fullmatch(r"(?:(smtp|lmtp)://|(unix):)?(.*)", text, re.DOTALL)
     scheme, unix, rest = match.groups() if match else (None, None, text)
     protocol: Literal["smtp", "lmtp"] = "lmtp" if scheme == "lmtp" else "smtp"
     if unix or (scheme == "lmtp" and rest.startswith("/")):
-        if not re.fullmatch(r"/[!-~]*[!-.0-~]", rest) or len(rest) > MAX_SOCKET_PATH:
-            raise ValueError(
-                f"{text!r} is not the absolute path of a socket, such as unix:/run/approvals/mail"
-            )
-        return MailEndpoint("localhost", 0, protocol, Path(rest))
+        return MailEndpoint("localhost", 0, protocol, socket_path(f"unix:{rest}"))
     try:
         tcp = read_endpoint(rest)
     except ValueError as exc:

@@ -10,7 +10,8 @@
     ├── LinkInvalid           404  the link's token is forged, cut or not ours
     ├── AddressInvalid        550  the reply address is forged, cut or not ours
     ├── BallotGone            410  authentic, but its record is no longer kept
-    └── EngineAway            503  durable promises can't be reached: try again
+    ├── EngineAway            503  durable promises can't be reached: try again
+    └── DemoFailed            a step of the played story was not observed
 
 Each knows what an HTTP client and an SMTP peer are told. What a person did in
 time or too late is no error: those are values (`service.decisions.Cast`).
@@ -120,3 +121,9 @@ class EngineAway(ApprovalsError):
     http_status = 503
     smtp_reply = "451 4.3.0 Temporarily unavailable, try again"
     title = "Temporarily unavailable"
+
+
+class DemoFailed(ApprovalsError):
+    """A step of the played story was not observed."""
+
+    title = "The demo failed"

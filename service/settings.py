@@ -33,6 +33,7 @@ from service.endpoints import (
     read_imap_account,
     read_mail_endpoint,
     read_smtp_server,
+    socket_path,
 )
 from service.errors import SettingsError
 from service.requests import MAX_ADDRESS, MAX_LOCAL_PART, canonical_address, clean_line
@@ -62,7 +63,7 @@ class Settings:
     """Everything the environment decides; what may hold a secret is not in its repr."""
 
     engine: str = field(repr=False)
-    engine_http: Endpoint | None
+    engine_http: Endpoint | Path | None
     engine_token: str | None = field(repr=False)
     engine_debug: bool
     http: Endpoint
@@ -114,9 +115,9 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
 
     engine = need("ENGINE", _engine_url, ENGINE)
     http = need("HTTP", read_endpoint, "127.0.0.1:5001")
-    engine_http = read("ENGINE_HTTP", read_endpoint)
+    engine_http = read("ENGINE_HTTP", _endpoint_or_socket)
     engine_debug = need("ENGINE_DEBUG", _switch, "off")
-    if engine_debug and engine_http is not None and not engine_http.loopback:
+    if engine_debug and isinstance(engine_http, Endpoint) and not engine_http.loopback:
         raise SettingsError(PREFIX + "ENGINE_DEBUG", f"is refused: {engine_http} can be reached from outside")
     api_keys = read("API_KEYS", _api_keys) or ()
     if not api_keys and not http.loopback:
@@ -245,6 +246,10 @@ def _endpoint_or_off(text: str) -> Endpoint | Literal[False]:
     return False if text == "off" else read_endpoint(text)
 
 
+def _endpoint_or_socket(text: str) -> Endpoint | Path:
+    return socket_path(text) if text.startswith("unix:") else read_endpoint(text)
+
+
 def _file(text: str) -> Path:
     if not (path := Path(text)).is_file():
         raise ValueError(f"{text!r} is no file")
@@ -262,8 +267,8 @@ def _both(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | Non
 
 def _engine_url(text: str) -> str:
     # The text is not repeated: it may hold a database's password.
-    if not re.fullmatch(r"memory:|sqlite:///.+|https?://[^/\s]+\S*|postgres(ql)?://\S+", text):
-        raise ValueError("is not sqlite:///FILE, memory:, http(s)://HOST or postgresql://...")
+    if not re.fullmatch(r"memory:|sqlite:///.+|https?://[^/\s]+\S*|unix:/.+|postgres(ql)?://\S+", text):
+        raise ValueError("is not sqlite:///FILE, memory:, http(s)://HOST, unix:/SOCKET or postgresql://...")
     return text
 
 

@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from service.app import running
 from tests.journey.house import Person, environment, house, link_of, settings_of
 
 GOOD = {"id": "good-1", "subject": "Refund", "approvers": ["ann@corp.example"]}
@@ -199,3 +201,17 @@ async def test_pages_carry_their_headers(person: Person) -> None:
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["referrer-policy"] == "same-origin"
+
+
+async def test_other_processes_attach_by_a_unix_socket(tmp_path: Path) -> None:
+    """The engine's socket is its owner's alone; a gateway behind it serves the same approvals."""
+    keys, socket = {"SECRET_KEYS": "k" * 40}, tmp_path / "engine.sock"
+    env = environment(tmp_path, ENGINE_HTTP=f"unix:{socket}", **keys)
+    async with house(settings_of(env, tmp_path)) as (_, person):
+        assert socket.stat().st_mode & 0o777 == 0o600
+        apart = settings_of(environment(tmp_path, ENGINE=f"unix:{socket}", **keys), tmp_path)
+        async with running(apart, {"gateway"}) as other, httpx.AsyncClient(timeout=30) as http:
+            answer = await http.post(f"http://{other.http}/approvals", json=GOOD | {"id": "u-1"})
+            assert answer.status_code == 201, answer.text
+        assert (await person.report("u-1"))["status"] == "pending"
+    assert not socket.exists()

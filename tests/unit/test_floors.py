@@ -29,7 +29,9 @@ FLOORS: list[tuple[str, ...]] = [
     ("sockets",),
     ("web", "mailbox", "imap", "inbox", "receive", "smtpd"),
     ("app",),
-    ("demo", "cli"),
+    ("terminal",),
+    ("demo", "serving"),
+    ("cli",),
     ("__main__",),
 ]
 #: The edges meet in `app` alone.
