@@ -11,6 +11,7 @@ from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -25,7 +26,7 @@ listen = 127.0.0.1
 base_dir = {base}/run
 state_dir = {base}/state
 log_path = {base}/log
-ssl = no
+{tls}
 disable_plaintext_auth = no
 default_internal_user = {system}
 default_login_user = {system}
@@ -47,7 +48,7 @@ service imap-login {{
     port = {port}
   }}
   inet_listener imaps {{
-    port = 0
+    port = {secure}
   }}
 }}
 service anvil {{
@@ -62,14 +63,22 @@ namespace inbox {{
 """
 
 
+class Ports(NamedTuple):
+    """Where it listens; `secure` is for IMAP over TLS, 0 without a certificate."""
+
+    clear: int
+    secure: int
+
+
 @asynccontextmanager
-async def dovecot() -> AsyncIterator[int]:
-    """Run dovecot until the block ends; yield its port."""
+async def dovecot(certificates: Path | None = None) -> AsyncIterator[Ports]:
+    """Run dovecot until the block ends, with the certificate of `make_certificates` in a folder."""
     binary = shutil.which("dovecot", path=f"{os.environ['PATH']}:/usr/sbin")
     if binary is None:
         pytest.skip("dovecot is not installed")
-    [port] = free_ports(1)
-    base = _configured(port)
+    port, secure = free_ports(2)
+    ports = Ports(port, secure if certificates else 0)
+    base = _configured(ports, certificates)
     process = await asyncio.create_subprocess_exec(
         binary, "-F", "-c", str(base / "dovecot.conf"), stdout=DEVNULL, stderr=DEVNULL
     )
@@ -83,14 +92,14 @@ async def dovecot() -> AsyncIterator[int]:
             return True
 
         await eventually(up, "dovecot answers")
-        yield port
+        yield ports
     finally:
         process.terminate()
         await process.wait()
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _configured(port: int) -> Path:
+def _configured(ports: Ports, certificates: Path | None) -> Path:
     """Return a folder with a configuration that needs no rights of root."""
     # Not below pytest's folder: root's dovecot serves mail as another user, who must get there.
     base = Path(tempfile.mkdtemp(prefix="dovecot-"))
@@ -100,9 +109,13 @@ def _configured(port: int) -> Path:
         uid, gid, system = 65534, 65534, "nobody"
         os.chown(base, uid, gid)
     base.chmod(0o755)
-    group = grp.getgrgid(gid).gr_name
+    tls = "ssl = no"
+    if certificates is not None:
+        files = f"ssl_cert = <{certificates}/certificate.pem\nssl_key = <{certificates}/key.pem"
+        tls = f"ssl = yes\n{files}"
+    told = {"base": base, "system": system, "group": grp.getgrgid(gid).gr_name, "uid": uid, "gid": gid}
     (base / "dovecot.conf").write_text(
-        CONFIG.format(base=base, system=system, group=group, password=PASSWORD, uid=uid, gid=gid, port=port)
+        CONFIG.format(**told, tls=tls, password=PASSWORD, port=ports.clear, secure=ports.secure)
     )
     return base
 

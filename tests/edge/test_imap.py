@@ -13,13 +13,14 @@ from service import mailbox as mailbox_module
 from service.errors import EngineAway
 from tests.edge.dovecot import PASSWORD, USER, Wire, client, dovecot, wire
 from tests.edge.mail_house import ANN, approval, lived, reply_to
+from tests.edge.smtp_house import make_certificates
 from tests.journey.house import eventually
 
 
 @pytest.fixture
 async def line() -> AsyncIterator[Wire]:
     """A wire to a running dovecot."""
-    async with dovecot() as port, wire(port) as made:
+    async with dovecot() as ports, wire(ports.clear) as made:
         yield made
 
 
@@ -35,10 +36,10 @@ def url(line: Wire, query: str = "") -> str:
     return f"imap://{USER}:{PASSWORD}@127.0.0.1:{line.port}/INBOX{query}"
 
 
-def arrives(line: Wire, letter: EmailMessage, text: str, *, head: bytes = b"", sender: str = ANN) -> None:
+def arrives(port: int, letter: EmailMessage, text: str, *, head: bytes = b"", sender: str = ANN) -> None:
     """Put a reply to `letter` into the mailbox, unseen, as a mail server does."""
     raw = b"Return-Path: <%s>\r\n" % sender.encode() + head + reply_to(letter, text, sender=sender)
-    with client(line.target) as mail:
+    with client(port) as mail:
         mail.append("INBOX", "", "", raw)
 
 
@@ -66,7 +67,7 @@ async def test_a_reply_in_an_ordinary_mailbox_decides_and_is_kept(line: Wire, tm
     """It is marked as seen and taken, and stays where it is."""
     async with lived(tmp_path, IMAP=url(line)) as (_, person):
         letter = await approval(person, "i-1")
-        await asyncio.to_thread(arrives, line, letter, "approve\nFine.")
+        await asyncio.to_thread(arrives, line.target, letter, "approve\nFine.")
         report = await person.report("i-1", wait=20)
         assert (report["status"], report["approvers"][0]["comment"]) == ("approved", "Fine.")
         await seen(line, "ApprovalsDone")
@@ -80,7 +81,7 @@ async def test_what_was_taken_is_moved_where_that_is_wished(line: Wire, tmp_path
         mail.create("Done")
     async with lived(tmp_path, IMAP=url(line, "?move=Done")) as (_, person):
         letter = await approval(person, "i-2")
-        await asyncio.to_thread(arrives, line, letter, "decline")
+        await asyncio.to_thread(arrives, line.target, letter, "decline")
         assert (await person.report("i-2", wait=20))["status"] == "declined"
 
         async def moved() -> bool | None:
@@ -96,7 +97,7 @@ async def test_other_mail_is_left_unseen_for_people(line: Wire, tmp_path: Path) 
         letter = await approval(person, "i-3")
         del letter["Reply-To"]
         letter["Reply-To"] = "approvals@corp.example"
-        await asyncio.to_thread(arrives, line, letter, "approve")
+        await asyncio.to_thread(arrives, line.target, letter, "approve")
         await seen(line, "ApprovalsLeft")
         [one] = await asyncio.to_thread(flags, line)
         assert "\\Seen" not in one
@@ -110,7 +111,7 @@ async def test_the_address_that_the_server_wrote_goes_first(line: Wire, tmp_path
         head = f"Delivered-To: {str(letter['Reply-To']).upper()}\r\n".encode()
         del letter["Reply-To"]
         letter["Reply-To"] = "approvals@corp.example"
-        await asyncio.to_thread(arrives, line, letter, "approve", head=head)
+        await asyncio.to_thread(arrives, line.target, letter, "approve", head=head)
         assert (await person.report("i-4", wait=20))["status"] == "approved"
 
 
@@ -126,10 +127,10 @@ async def test_a_connection_that_drops_during_idle_is_made_again(line: Wire, tmp
         await asyncio.sleep(0.5)  # long enough to be in IDLE
         before = line.made
         line.cut()
-        await asyncio.to_thread(arrives, line, first, "approve")
+        await asyncio.to_thread(arrives, line.target, first, "approve")
         assert (await person.report("i-5", wait=20))["status"] == "approved"
         assert line.made == before + 1
-        await asyncio.to_thread(arrives, line, second, "approve")
+        await asyncio.to_thread(arrives, line.target, second, "approve")
         assert (await person.report("i-6", wait=20))["status"] == "approved"
         assert line.made == before + 1
 
@@ -148,7 +149,7 @@ async def test_while_the_engine_is_away_mail_stays_unseen(
 
         with monkeypatch.context() as patched:
             patched.setattr(mailbox_module.Mailbox, "_addressee", away)
-            await asyncio.to_thread(arrives, line, letter, "approve")
+            await asyncio.to_thread(arrives, line.target, letter, "approve")
             await asyncio.wait_for(tried.wait(), 20)
             [one] = await asyncio.to_thread(flags, line)
             assert "\\Seen" not in one
@@ -162,3 +163,38 @@ async def test_a_server_that_is_away_at_the_start_is_waited_for(tmp_path: Path) 
         await approval(person, "i-8")
         await asyncio.sleep(0.3)
         assert (await person.report("i-8"))["status"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted", "taken"),
+    [("127.0.0.1", True, True), ("127.0.0.1", False, False), ("127.1", True, False)],
+    ids=["trusted", "of an unknown CA", "of another name"],
+)
+async def test_the_password_goes_to_a_certificate_that_is_trusted_and_to_no_other(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    host: str,
+    trusted: bool,
+    taken: bool,
+) -> None:
+    """Replies are taken by imaps:// where SSL_CERT_FILE names the CA and the certificate the host."""
+    make_certificates(tmp_path)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/certificate.pem")
+    async with dovecot(tmp_path) as ports:
+        setting = f"imaps://{USER}:{PASSWORD}@{host}:{ports.secure}/INBOX"
+        async with lived(tmp_path, IMAP=setting) as (_, person):
+            letter = await approval(person, "i-9")
+            await asyncio.to_thread(arrives, ports.clear, letter, "approve")
+            if taken:
+                assert (await person.report("i-9", wait=20))["status"] == "approved"
+                return
+
+            async def refused() -> bool | None:
+                return "certificate verify failed" in caplog.text or None
+
+            await eventually(refused, "the certificate is refused")
+            assert (await person.report("i-9"))["status"] == "pending"
+            assert PASSWORD not in caplog.text
