@@ -42,6 +42,9 @@ COMMAND_CALL_LIMIT: Mapping[str, int] = {
 }
 #: An MTA in front is one peer with up to 20 connections a destination (Postfix's default).
 MAX_CONNECTIONS, MAX_PER_PEER = 200, 50
+#: Seconds for all of one message. RFC 5321 4.5.3.2 lets a client take minutes, and ten MB take
+#: five at 270 kbit/s; without an end, an octet a minute would hold a place for days.
+DATA_TIMEOUT = 300.0
 #: Seconds for a proxy to say for whom it connects.
 PROXY_TIMEOUT = 5.0
 #: Seconds that a peer which does not read keeps its connection after we closed it.
@@ -75,6 +78,8 @@ class SMTP(smtp.SMTP):
         self._behind_proxy: tuple[str, int] | None = None
         self.in_data = False
         self._octets = self._lines = 0
+        #: When reading a message must be over, on the loop's clock; None while none is read.
+        self._deadline: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin a session; after STARTTLS a new one, with the peer that the proxy named."""
@@ -99,16 +104,22 @@ class SMTP(smtp.SMTP):
             if self._octets > 2 * self._listener.data_size_limit or self._lines > MAX_LINES:
                 self.dismiss("552 5.3.4 Message too big")
                 return
+        if self._deadline is not None:
+            # The base counts the time for all of a message; here it is the time without a word,
+            # and the deadline does not move.
+            left = self._deadline - self.loop.time()
+            self._reset_timeout(max(min(self._listener.timeout, left), 0.001))
         super().data_received(data)
 
     @override
     async def smtp_DATA(self, arg: str) -> None:
         """Receive a message; a listener that is stopping lets it finish first."""
         self.in_data, self._octets, self._lines = True, 0, 0
+        self._deadline = self.loop.time() + self._listener.data_timeout
         try:
             await super().smtp_DATA(arg)
         finally:
-            self.in_data = False
+            self.in_data, self._deadline = False, None
             if self._listener.stopping:
                 # Not before the answer, which for an exception is written after this.
                 self.loop.call_soon(self.dismiss, "421 4.3.2 Shutting down")
@@ -116,7 +127,9 @@ class SMTP(smtp.SMTP):
     async def _call_handler_hook(self, command: str, *args: object) -> object:
         if command == "PROXY":
             return self._proxied(cast("ProxyData", args[0]))
-        # The time a slow peer took for its message is not taken from the handler.
+        # The time a slow peer took for its message is not taken from the handler, nor may it
+        # win the handler more by what it sends meanwhile.
+        self._deadline = None
         self._reset_timeout()
         return await super()._call_handler_hook(command, *args)
 
@@ -211,7 +224,8 @@ class Listener:
     networks, each connection must come from one of them and begin with a PROXY header.
     `setting` is the environment variable to name when the address can't be
     had. `protocol` is `SMTP` or `LMTP`. `timeout` is in seconds: from one
-    command to the next, for all of a message, and for each handler.
+    command to the next, without an octet of a message, and for each handler;
+    `data_timeout` for all of one message, however it drips.
     `max_per_peer` counts by IPv4 address or IPv6 /64.
     """
 
@@ -233,6 +247,7 @@ class Listener:
         data_size_limit: int = DATA_SIZE_LIMIT,
         command_call_limit: Mapping[str, int] = COMMAND_CALL_LIMIT,
         timeout: float = 60,
+        data_timeout: float = DATA_TIMEOUT,
         max_connections: int = MAX_CONNECTIONS,
         max_per_peer: int = MAX_PER_PEER,
     ) -> None:
@@ -250,6 +265,7 @@ class Listener:
         self.data_size_limit = data_size_limit
         self.command_call_limit = command_call_limit
         self.timeout = timeout
+        self.data_timeout = data_timeout
         self.max_connections = max_connections
         self.max_per_peer = max_per_peer
         self.stopping = False

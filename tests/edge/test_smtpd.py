@@ -233,21 +233,64 @@ def test_a_silent_client_is_told_and_dropped(start: Start) -> None:
     assert b"421 4.4.2" in heard
 
 
-def test_a_client_that_drips_its_message_is_dropped(start: Start, sink: Sink) -> None:
-    """Octet by octet does not keep a session alive."""
-    listener = start(timeout=0.3)
+def drip(listener: Listener, message: bytes, pause: float) -> tuple[bytes, float]:
+    """Send a message octet by octet; return what was heard after 354, and the seconds from there."""
     with socket.create_connection(("127.0.0.1", listener.port), 10) as sock:
         sock.sendall(b"EHLO c\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n")
+        heard = b""
+        while b"354" not in heard:
+            heard += sock.recv(1000)
         started = time.monotonic()
+        sock.settimeout(pause)
+        answer = b""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            while time.monotonic() - started < 10:
-                sock.sendall(b"x")
-                sock.settimeout(0.02)
+            for octet in message:
+                sock.sendall(bytes([octet]))
                 with contextlib.suppress(TimeoutError):
-                    if not sock.recv(1000):
-                        break
-    assert time.monotonic() - started < 5
+                    answer = sock.recv(1000)
+                    break
+        return answer, time.monotonic() - started
+
+
+def test_a_message_has_an_end_however_it_drips(start: Start, sink: Sink) -> None:
+    """Octet by octet does not keep a place: all of one message has its time, then it is 421."""
+    answer, seconds = drip(start(timeout=0.5, data_timeout=1.0), b"x" * 500, 0.02)
+    assert answer.startswith(b"421 4.4.2")
+    assert 0.9 < seconds < 5
     assert sink.messages == []
+
+
+def test_a_message_that_stops_is_given_up_before(start: Start, sink: Sink) -> None:
+    """Silence in a message is silence, whatever time is left for it."""
+    answer, seconds = drip(start(timeout=0.3, data_timeout=60), b"xx", 5)
+    assert answer.startswith(b"421 4.4.2")
+    assert seconds < 5
+    assert sink.messages == []
+
+
+def test_a_slow_message_that_goes_on_arrives(start: Start, sink: Sink) -> None:
+    """A thin line may need longer than the time-out between two commands."""
+    answer, seconds = drip(start(timeout=0.4), LETTER + b".\r\n", 0.04)
+    assert answer.startswith(b"250")
+    assert seconds > 0.8
+    assert [envelope.original_content for envelope in sink.messages] == [LETTER]
+
+
+def test_what_is_sent_to_a_busy_handler_wins_it_no_time(start: Start, sink: Sink) -> None:
+    """The handler's time-out is its own; chatter behind the message does not move it."""
+    listener = start(timeout=0.5)
+    with socket.create_connection(("127.0.0.1", listener.port), 10) as sock:
+        sock.sendall(b"EHLO c\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\nlinger\r\n.\r\n")
+        assert sink.entered.wait(10)
+        started, heard = time.monotonic(), b""
+        sock.settimeout(0.05)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while b"421" not in heard and time.monotonic() - started < 10:
+                sock.sendall(b"NOOP\r\n")
+                with contextlib.suppress(TimeoutError):
+                    heard += sock.recv(1000)
+    assert b"421 4.4.2" in heard
+    assert time.monotonic() - started < 5
 
 
 def test_a_message_past_the_size_is_refused_and_the_session_goes_on(start: Start, sink: Sink) -> None:
