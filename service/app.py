@@ -140,7 +140,9 @@ async def running(
                 journal=Journal(resonate.promises),
                 tokens=tokens,
                 letters=letters,
-                senders=senders(settings.reply_trust, settings.reply_peers, resolver),
+                senders=senders(
+                    settings.reply_trust, settings.reply_peers, resolver, sealers=settings.arc_sealers
+                ),
                 own_addresses=frozenset({_address_of(settings.sender)}),
                 aliases=settings.reply_aliases,
             )

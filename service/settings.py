@@ -80,6 +80,8 @@ class Settings:
     reply_peers: tuple[Network, ...]
     #: An approver's address -> other addresses whose replies count as theirs.
     reply_aliases: Mapping[str, frozenset[str]]
+    #: Domains of relays whose ARC seals count where senders are verified here.
+    arc_sealers: tuple[str, ...]
     inbox: Endpoint | None
     inbox_smtp: Endpoint
     secret_keys: tuple[bytes, ...] = field(repr=False)
@@ -146,6 +148,7 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         reply_trust=need("REPLY_TRUST", _reply_trust, "address" if dev else "verify"),
         reply_peers=need("REPLY_PEERS", _networks, "127.0.0.0/8 ::1/128"),
         reply_aliases=read("REPLY_ALIASES", _aliases) or {},
+        arc_sealers=read("ARC_SEALERS", _domains) or (),
         inbox=inbox or None,
         inbox_smtp=need("INBOX_SMTP", read_endpoint, "127.0.0.1:1025"),
         secret_keys=keys,
@@ -173,6 +176,7 @@ def load_mailbox(env: Mapping[str, str] | None = None, folder: Path | None = Non
 
 
 KNOWN = SECRETS | {
+    "ARC_SEALERS",
     "DEFAULT_APPROVER",
     "ENGINE_DEBUG",
     "ENGINE_HTTP",
@@ -316,6 +320,12 @@ def _domain(text: str) -> str:
     except ValueError as exc:
         raise ValueError(f"{text!r} is not a domain") from exc
     return address.rpartition("@")[2]
+
+
+def _domains(text: str) -> tuple[str, ...]:
+    if not (words := _words(text)):
+        raise ValueError("names no domain")
+    return tuple(map(_domain, words))
 
 
 def _reply_trust(text: str) -> str:

@@ -36,8 +36,8 @@ class Zone:
 
 
 def zone(*, away: bool = False) -> Zone:
-    """Return the zone where corp.example and evil.example publish a key each."""
-    names = ("corp.example", "evil.example")
+    """Return the zone where these domains publish a key each."""
+    names = ("corp.example", "evil.example", "list.example")
     return Zone({f"s1._domainkey.{name}": (_key().record,) for name in names}, away)
 
 

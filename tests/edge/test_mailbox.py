@@ -21,6 +21,7 @@ from service.domain import Vote, ballot_key
 from service.smtpd import Listener
 from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann, zone
 from tests.journey.house import Person, environment, eventually, settings_of, text_of
+from tests.unit.test_senders_arc import listed, sealed
 
 type Live = Callable[..., AbstractAsyncContextManager[tuple[Running, Person]]]
 
@@ -82,6 +83,35 @@ async def test_dns_away_is_451_and_the_same_reply_counts_later(tmp_path: Path) -
         assert (await person.deliver(ANN, str(letter["Reply-To"]), raw)).startswith("250")
         assert (await person.report("v-3", wait=20))["status"] == "approved"
         assert "confirmation" not in await kinds(person, "v-3")
+
+
+@pytest.mark.parametrize(
+    ("sealers", "seen", "decides"),
+    [
+        ("other.example, List.example", "pass", True),
+        ("list.example", "fail", False),
+        ("other.example", "pass", False),
+        ("", "pass", False),
+    ],
+    ids=["trusted", "saw it fail", "another is trusted", "nobody is trusted"],
+)
+async def test_a_reply_by_way_of_a_list_counts_where_its_seal_is_trusted(
+    live: Live, sealers: str, seen: str, *, decides: bool
+) -> None:
+    """ARC_SEALERS: the author's signature broke on the way, the relay says what it saw."""
+    async with live(REPLY_TRUST="verify", ARC_SEALERS=sealers) as (service, person):
+        letter = await approval(person, "v-4")
+        broken = listed(signed_by_ann(reply_to(letter, "approve")))
+        raw = sealed(broken, "list.example", f"dmarc={seen} header.from=corp.example")
+        assert (await person.deliver(ANN, str(letter["Reply-To"]), raw)).startswith("250")
+        if not decides:
+            await person.letter("v-4", kind="confirmation")
+            assert (await person.report("v-4"))["status"] == "pending"
+            return
+        assert (await person.report("v-4", wait=20))["status"] == "approved"
+        end = (await service.approvals.ballot(ballot_key("v-4", ANN))).end
+        assert isinstance(end, Vote)
+        assert end.evidence["trust"] == "arc"
 
 
 PASS = "mx.corp.example; dkim=pass header.d=corp.example; dmarc=pass header.from=corp.example"
