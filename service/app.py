@@ -30,7 +30,7 @@ from service.engine.http import HttpSurface
 from service.engine.unix import unix_socket
 from service.errors import SettingsError
 from service.imap import Poller
-from service.inbox import Inbox, by_smtp
+from service.inbox import Inbox, to_mailbox
 from service.journal import Journal
 from service.letters import Letters
 from service.mailbox import Mailbox
@@ -152,7 +152,7 @@ async def running(
                 poller = Poller(settings.imap, handler.receive, tokens)
                 await stack.enter_async_context(_polling(poller))
         if with_inbox:
-            inbox = Inbox(path=_inbox_path(settings.engine), deliver=by_smtp(mailbox.host, mailbox.port))
+            inbox = Inbox(path=_inbox_path(settings.engine), deliver=to_mailbox(mailbox))
             stack.callback(inbox.close)
             await stack.enter_async_context(
                 _listening(

@@ -24,7 +24,7 @@ from rich.markup import escape
 
 from service.app import DEVELOPMENT, Running, running
 from service.errors import DemoFailed
-from service.inbox import by_smtp
+from service.inbox import to_mailbox
 from service.settings import Settings, load_settings
 
 APPROVER = "ann@localhost"
@@ -102,8 +102,7 @@ class _Play:
     def __init__(self, service: Running, http: httpx.AsyncClient, console: Console) -> None:
         self._api = f"http://{service.http}"
         self._inbox = f"http://{service.inbox}"
-        mailbox = service.mailbox or service.settings.mailbox
-        self._deliver = by_smtp(mailbox.host, mailbox.port)
+        self._deliver = to_mailbox(service.mailbox or service.settings.mailbox)
         self._http = http
         self._console = console
 

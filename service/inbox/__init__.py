@@ -18,10 +18,10 @@ from starlette.responses import PlainTextResponse, Response
 from service.inbox.guard import LOOPBACK, Guard
 from service.inbox.mailhog import Api
 from service.inbox.pages import Pages
-from service.inbox.replying import Deliver, by_smtp
+from service.inbox.replying import Deliver, to_mailbox
 from service.inbox.store import InboxAway, Store
 
-__all__ = ["Deliver", "Inbox", "InboxAway", "Sink", "by_smtp"]
+__all__ = ["Deliver", "Inbox", "InboxAway", "Sink", "to_mailbox"]
 
 #: More recipients than this are left to a second message (RFC 5321 4.5.3.1.8).
 MAX_RECIPIENTS = 100

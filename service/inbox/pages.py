@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import parse_qs
 
-import aiosmtplib
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
@@ -151,8 +150,8 @@ class Pages:
             await self._deliver(reply.sender, reply.recipient, reply.message)
         except replying.Unanswerable as exc:
             return Outcome(f"Not sent: {exc}.", typed, 422)
-        except (aiosmtplib.SMTPException, OSError) as exc:
-            return Outcome(f"Not accepted: {replying.refusal(exc)}", typed, 502)
+        except replying.Undelivered as exc:
+            return Outcome(f"Not accepted: {exc}", typed, 502)
         return Outcome()
 
     def _page(

@@ -1,9 +1,10 @@
 """A reply to a letter as mail programs write one, and the way it is sent.
 
-The reply decides through the same door as any person's: real SMTP to the
-address in the letter's Reply-To. Nothing here knows what a decision is.
+The reply decides through the same door as any person's: mail to the address
+in the letter's Reply-To. Nothing here knows what a decision is.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -12,14 +13,16 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime, make_msgid, parsedate_to_datetime
+from io import BytesIO
 
-import aiosmtplib
 import msgspec
 
+from service.endpoints import MailEndpoint
 from service.inbox import mime
 from service.inbox.store import Letter
+from service.receive import hand_in
 
-#: Takes envelope sender, envelope recipient and the message; raises what `refusal` can tell.
+#: Takes envelope sender, envelope recipient and the message; raises Undelivered.
 type Deliver = Callable[[str, str, bytes], Awaitable[None]]
 
 #: Header folding would turn long ids into encoded words, and the thread would be lost.
@@ -35,6 +38,10 @@ class Unanswerable(ValueError):
     """The letter names no address that a reply can go to, or comes from."""
 
 
+class Undelivered(Exception):
+    """The mailbox did not take the reply: its own words, or why it could not be asked."""
+
+
 class Reply(msgspec.Struct, frozen=True):
     """A reply ready to be sent."""
 
@@ -43,30 +50,15 @@ class Reply(msgspec.Struct, frozen=True):
     message: bytes
 
 
-def by_smtp(host: str, port: int, *, timeout: float = 30) -> Deliver:
-    """Return a `Deliver` that sends by SMTP, without TLS: for a mailbox on this machine."""
+def to_mailbox(where: MailEndpoint) -> Deliver:
+    """Return a `Deliver` to the mailbox, as a pipe does: SMTP or LMTP, by TCP or a unix socket."""
 
     async def deliver(sender: str, recipient: str, message: bytes) -> None:
-        await aiosmtplib.send(
-            message,
-            sender=sender,
-            recipients=[recipient],
-            hostname=host,
-            port=port,
-            start_tls=False,
-            timeout=timeout,
-        )
+        handed = await asyncio.to_thread(hand_in, where, sender, recipient, BytesIO(message))
+        if handed.exit_code:
+            raise Undelivered(handed.problem)
 
     return deliver
-
-
-def refusal(error: Exception) -> str:
-    """Return what to tell of a delivery that failed: the peer's own words where it had some."""
-    if isinstance(error, aiosmtplib.SMTPRecipientsRefused) and error.recipients:
-        error = error.recipients[0]
-    if isinstance(error, aiosmtplib.SMTPResponseException):
-        return f"{error.code} {error.message}"
-    return str(error) or type(error).__name__
 
 
 def recipient(letter: mime.Part) -> str:

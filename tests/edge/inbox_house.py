@@ -14,7 +14,8 @@ import httpx
 import uvicorn
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from service.inbox import Inbox, by_smtp
+from service.endpoints import MailEndpoint
+from service.inbox import Inbox, to_mailbox
 from service.smtpd import Listener
 
 
@@ -56,7 +57,7 @@ def open_house(path: str = ":memory:") -> Iterator[House]:
     mailbox = Mailbox()
     replies = Listener(mailbox, setting="APPROVALS_MAILBOX", host="127.0.0.1", port=0)
     replies.start()
-    inbox = Inbox(path=path, deliver=by_smtp("127.0.0.1", replies.port, timeout=10))
+    inbox = Inbox(path=path, deliver=to_mailbox(MailEndpoint("127.0.0.1", replies.port)))
     sink = Listener(inbox.handler, setting="APPROVALS_INBOX_SMTP", host="127.0.0.1", port=0, smtputf8=True)
     sink.start()
     # With its protocol named, or asyncio leaves Nagle's delay of 40 ms on each answer.

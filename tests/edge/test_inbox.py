@@ -17,9 +17,10 @@ from tests.edge.inbox_house import House, letter, open_house
 #: A dev server that is killed: it prints its port and never ends by itself.
 _KILLED = """
 import sys, time
-from service.inbox import Inbox, by_smtp
+from service.endpoints import MailEndpoint
+from service.inbox import Inbox, to_mailbox
 from service.smtpd import Listener
-inbox = Inbox(path=sys.argv[1], deliver=by_smtp("127.0.0.1", 1))
+inbox = Inbox(path=sys.argv[1], deliver=to_mailbox(MailEndpoint("127.0.0.1", 1)))
 listener = Listener(inbox.handler, setting="APPROVALS_INBOX_SMTP", host="127.0.0.1", port=0)
 listener.start()
 print(listener.port, flush=True)

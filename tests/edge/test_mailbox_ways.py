@@ -129,6 +129,27 @@ async def test_a_certificate_that_is_none_stops_the_start(tmp_path: Path) -> Non
             pass
 
 
+@pytest.mark.parametrize("where", ["127.0.0.1:0", "lmtp://127.0.0.1:0", "unix:{}/mail", "lmtp://{}/mail"])
+async def test_the_reply_box_goes_the_mailboxs_own_way(tmp_path: Path, where: str) -> None:
+    """However the mailbox is set, what is typed into the local inbox decides, and a refusal is told."""
+    async with lived(tmp_path, MAILBOX=where.format(tmp_path)) as (service, person):
+        stranger = b"From: eve@evil.example\r\nReply-To: r+x@localhost\r\nSubject: Hi\r\n\r\nHello\r\n"
+
+        def spam() -> None:
+            with smtplib.SMTP("127.0.0.1", service.settings.inbox_smtp.port, "mta.test", 10) as client:
+                client.sendmail("eve@evil.example", [ANN], stranger)
+
+        await asyncio.to_thread(spam)
+        await approval(person, "w-2")
+        form = {"sender": ANN, "text": "approve"}
+        refused = await person.http.post(f"{person.inbox}/letters/1/reply", data=form)
+        assert (refused.status_code, "550 5.1.1" in refused.text) == (502, True)
+        assert (await person.report("w-2"))["status"] == "pending"
+        taken = await person.http.post(f"{person.inbox}/letters/2/reply", data=form)
+        assert taken.status_code == 303
+        assert (await person.report("w-2", wait=20))["status"] == "approved"
+
+
 class ProxiedSMTP(smtplib.SMTP):
     """A client whose connection begins with what a proxy says."""
 
