@@ -100,6 +100,7 @@ async def running(
             group=GROUP if "worker" in roles else f"{GROUP}-clients",
             token=settings.engine_token,
             debug=settings.engine_debug,
+            works="worker" in roles,
         )
         await engine.start()
         stack.push_async_callback(engine.close)
@@ -195,7 +196,7 @@ def _observe(event: Event) -> None:
 async def _engine_role(settings: Settings, engine: Engine, sock: socket.socket) -> AsyncIterator[None]:
     """Answer the Resonate protocol over HTTP for other processes."""
     if engine.embedded is None:
-        raise SettingsError(f"{PREFIX}ENGINE", f"{engine.url} is no embedded engine to offer to others")
+        raise SettingsError(f"{PREFIX}ENGINE", "is no embedded engine to offer to others; use sqlite:///FILE")
     surface = HttpSurface(engine.embedded, token=settings.engine_token)
     async with _serving(surface.app, sock):
         try:

@@ -11,6 +11,7 @@
     ├── AddressInvalid        550  the reply address is forged, cut or not ours
     ├── BallotGone            410  authentic, but its record is no longer kept
     ├── EngineAway            503  durable promises can't be reached: try again
+    ├── NoLists               501  this engine can't list what it holds
     └── DemoFailed            a step of the played story was not observed
 
 Each knows what an HTTP client and an SMTP peer are told. What a person did in
@@ -121,6 +122,13 @@ class EngineAway(ApprovalsError):
     http_status = 503
     smtp_reply = "451 4.3.0 Temporarily unavailable, try again"
     title = "Temporarily unavailable"
+
+
+class NoLists(ApprovalsError):
+    """This engine, or the rights that we have there, can't list promises; the text says what would."""
+
+    http_status = 501
+    title = "No lists on this engine"
 
 
 class DemoFailed(ApprovalsError):

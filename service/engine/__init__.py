@@ -17,11 +17,15 @@ URL                   engine
 ``sqlite:////x/a.db`` the embedded engine on an absolute path
 ``http(s)://host``    a Resonate server, or another process's role ``engine``
 ``unix:/x/a.sock``    another process's role ``engine``, on this machine
+``postgresql://host`` a database with resonate-pg's schema
 ====================  =========================================================
 
 What ``memory:`` lacks: it keeps nothing, never expires an untargeted promise
 in time (its tick is a second), runs a leaf longer than its lease twice, has no
-``promise.search``, and each operation costs as much as there are promises.
+lists, and each operation costs as much as there are promises.
+
+Where engines differ, an `Engine` carries what is its own: nobody else asks
+which one it is.
 """
 
 import uuid
@@ -41,6 +45,7 @@ from service.engine.clock import Clock, now_ms
 from service.engine.connection import Connection
 from service.engine.database import SETTING
 from service.engine.embedded import EmbeddedEngine
+from service.engine.lists import Page, Search, no_lists, searching
 from service.engine.unix import UnixConnection, UnixSource, unix_path
 from service.errors import SettingsError
 
@@ -61,7 +66,8 @@ class Engine:
     Between ``Resonate.stop()`` and `close` requests are still answered.
     """
 
-    url: str
+    #: As it was given, so it may hold a password.
+    url: str = field(repr=False)
     group: str
     pid: str
     network: Network
@@ -72,6 +78,23 @@ class Engine:
     embedded: EmbeddedEngine | None = None
     open_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
     close_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
+    search_: Search = field(default=no_lists, repr=False)
+
+    async def search(
+        self,
+        state: str | None = None,
+        tags: dict[str, str] | None = None,
+        *,
+        limit: int,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return a page of promises by id, and the cursor of the next one or None.
+
+        Those in `state` (as they read now) and with all of `tags`, at most `limit`
+        (1 to `lists.MAX_PAGE`), values decoded; one that can't be decoded is empty.
+        Raises NoLists where the engine has none, and the SDK's ResonateError.
+        """
+        return await self.search_(state, tags or {}, limit, cursor)
 
     async def start(self) -> None:
         """Open the engine; SettingsError says in one line why that can't be."""
@@ -121,7 +144,37 @@ def sqlite_path(url: str) -> Path:
 def _elsewhere(url: str, network: Network, source: Source, group: str, pid: str) -> Engine:
     """Return an engine in another process."""
     lingering = _Lingering(network)
-    return Engine(url=url, group=group, pid=pid, network=lingering, sources=(source,), close_=lingering.close)
+    return Engine(
+        url=url,
+        group=group,
+        pid=pid,
+        network=lingering,
+        sources=(source,),
+        close_=lingering.close,
+        search_=searching(lingering),
+    )
+
+
+def _postgres(url: str, group: str, pid: str, *, works: bool) -> Engine:
+    """Return the engine that a database is."""
+    try:
+        # An extra: libpq and its driver are ten megabytes that the other engines do without.
+        from service.engine.postgres import Postgres  # noqa: PLC0415
+    except ImportError as exc:
+        raise SettingsError(
+            SETTING, "postgresql:// needs an extra: install email-approvals[postgres]"
+        ) from exc
+    postgres = Postgres(url, SETTING)
+    return Engine(
+        url=url,
+        group=group,
+        pid=pid,
+        network=postgres,
+        sources=(postgres.source(group, pid, fires=works),),
+        open_=postgres.open,
+        close_=postgres.close,
+        search_=postgres.search,
+    )
 
 
 def _socket_path(url: str) -> Path:
@@ -140,11 +193,13 @@ def open_engine(
     retention: timedelta = timedelta(milliseconds=_retention.KEPT_MS),
     clock: Clock = now_ms,
     debug: bool = False,
+    works: bool = True,
 ) -> Engine:
     """Return the engine that ``url`` names; nothing is opened before `Engine.start`.
 
     `pid` names this process to the engine (default: a fresh one), `group` the
-    work it takes. `token` is the bearer token of another process's engine. The
+    work it takes; one that takes none (`works`) does not fire what is due on Postgres
+    either. `token` is the bearer token of another process's engine. The
     embedded engine keeps what has ended for `retention`, reads `clock` (ms),
     and answers ``debug.*`` verbs only with `debug`. Raises SettingsError if no
     engine has such a URL.
@@ -168,6 +223,7 @@ def open_engine(
                 sources=(connection,),
                 heartbeat=NoopHeartbeat(),
                 embedded=embedded,
+                search_=searching(connection),
                 open_=embedded.start,
                 close_=embedded.close,
             )
@@ -180,10 +236,9 @@ def open_engine(
             requests, messages = UnixConnection(path, token), UnixSource(path, pid, group, token)
             return _elsewhere(url, requests, messages, group, pid)
         case "postgresql" | "postgres":
-            raise SettingsError(
-                SETTING, "postgresql:// is not served yet; use sqlite:/// or a server's http://"
-            )
+            return _postgres(url, group, pid, works=works)
         case _:
             raise SettingsError(
-                SETTING, f"{url!r} names no engine; use sqlite:///file.db, http(s)://host:port or memory:"
+                SETTING,
+                f"{url!r} names no engine; use sqlite:///file.db, http(s)://host, postgresql:// or memory:",
             )

@@ -91,7 +91,6 @@ def test_three_slashes_are_relative_and_four_absolute(url: str, path: str) -> No
         "sqlite:////",
         "redis://x",
         "a.db",
-        "postgresql://x",
     ],
 )
 def test_a_url_that_names_no_engine_is_a_setting_gone_wrong(url: str) -> None:

