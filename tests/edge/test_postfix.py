@@ -1,115 +1,30 @@
-"""A real Postfix that hands replies to the mailbox by LMTP, as docs/mail-recipes.md says."""
+"""A real Postfix hands replies to the mailbox, in each way that docs/mail-recipes.md has."""
 
 import asyncio
-import os
 import shutil
-import subprocess
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiosmtplib
 import pytest
 
 from service.demo import free_ports
 from tests.edge.mail_house import ANN, approval, lived, reply_to
+from tests.edge.postfix import DOMAIN, new_folder, postfix
 from tests.journey.house import Person, eventually
 
-DOMAIN = "reply.corp.example"
-
-MAIN = """
-compatibility_level = 3.6
-queue_directory = {base}/queue
-data_directory = {base}/data
-maillog_file = {base}/log
-maillog_file_prefixes = {base}
-command_directory = /usr/sbin
-daemon_directory = {daemons}
-mail_owner = postfix
-setgid_group = postdrop
-myhostname = mx.corp.example
-mydestination =
-alias_maps =
-local_recipient_maps =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination
-relay_domains = {domain}
-transport_maps = texthash:{base}/transport
-lmtp_destination_recipient_limit = 1
-queue_run_delay = 1s
-minimal_backoff_time = 1s
-maximal_backoff_time = 2s
-"""
-
-SERVICES = {
-    "pickup": ("unix", "60", "1", "pickup"),
-    "cleanup": ("unix", "-", "0", "cleanup"),
-    "qmgr": ("unix", "1", "1", "qmgr"),
-    "rewrite": ("unix", "-", "-", "trivial-rewrite"),
-    "bounce": ("unix", "-", "0", "bounce"),
-    "defer": ("unix", "-", "0", "bounce"),
-    "trace": ("unix", "-", "0", "bounce"),
-    "flush": ("unix", "1000?", "0", "flush"),
-    "proxymap": ("unix", "-", "-", "proxymap"),
-    "error": ("unix", "-", "-", "error"),
-    "retry": ("unix", "-", "-", "error"),
-    "lmtp": ("unix", "-", "-", "lmtp"),
-    "anvil": ("unix", "-", "1", "anvil"),
-    "scache": ("unix", "-", "1", "scache"),
-    "postlog": ("unix-dgram", "-", "1", "postlogd"),
-}
+WAYS = ["lmtp", "alias", "pipe"]
 
 
-def _configured(smtp: int, lmtp: int) -> Path:
-    """Return a folder with an instance of its own."""
-    said = subprocess.run(["postconf", "-h", "daemon_directory"], check=True, capture_output=True)  # noqa: S607
-    base = Path(tempfile.mkdtemp(prefix="postfix-"))
-    base.chmod(0o755)
-    for folder in ("queue", "data"):
-        (base / folder).mkdir()
-    shutil.chown(base / "data", "postfix")
-    main = MAIN.format(base=base, daemons=said.stdout.decode().strip(), domain=DOMAIN)
-    (base / "main.cf").write_text(main)
-    lines = [f"127.0.0.1:{smtp} inet n - n - - smtpd"]
-    for name, (kind, wakeup, most, command) in SERVICES.items():
-        private = "n" if name in {"pickup", "cleanup", "qmgr", "flush", "postlog"} else "-"
-        lines.append(f"{name} {kind} {private} - n {wakeup} {most} {command}")
-    (base / "master.cf").write_text("\n".join(lines) + "\n")
-    (base / "transport").write_text(f"{DOMAIN} lmtp:inet:127.0.0.1:{lmtp}\n")
-    return base
-
-
-@asynccontextmanager
-async def postfix(lmtp: int) -> AsyncIterator[int]:
-    """Run a Postfix that hands mail for `DOMAIN` to port `lmtp`; yield its SMTP port."""
-    if shutil.which("postfix", path=f"{os.environ['PATH']}:/usr/sbin") is None:
-        pytest.skip("postfix is not installed")
-    if os.getuid() != 0:
-        pytest.skip("postfix is started by root alone")
-    [smtp] = free_ports(1)
-    base = await asyncio.to_thread(_configured, smtp, lmtp)
-
-    def control(word: str) -> None:
-        subprocess.run(["postfix", "-c", str(base), word], check=True, capture_output=True)  # noqa: S603, S607
-
-    await asyncio.to_thread(control, "start")
-    try:
-
-        async def up() -> bool | None:
-            try:
-                async with aiosmtplib.SMTP(hostname="127.0.0.1", port=smtp, start_tls=False):
-                    return True
-            except (aiosmtplib.SMTPException, OSError):
-                return None
-
-        await eventually(up, "postfix answers")
-        yield smtp
-    finally:
-        await asyncio.to_thread(control, "abort")
-        shutil.rmtree(base, ignore_errors=True)
+def way(name: str, port: int) -> tuple[str, dict[str, Any]]:
+    """Return the service's MAILBOX and what Postfix is told."""
+    match name:
+        case "lmtp":
+            return f"lmtp://127.0.0.1:{port}", {"transport": f"lmtp:inet:127.0.0.1:{port}"}
+        case "alias":
+            return f"127.0.0.1:{port}", {"pipe_to": f"127.0.0.1:{port}"}
+        case _:
+            return f"127.0.0.1:{port}", {"transport": "approvals:", "pipe_to": f"127.0.0.1:{port}"}
 
 
 async def send(port: int, person: Person, approval_id: str, text: str) -> None:
@@ -120,27 +35,72 @@ async def send(port: int, person: Person, approval_id: str, text: str) -> None:
         await smtp.sendmail(ANN, [to], raw)
 
 
-async def test_postfix_hands_replies_over_by_lmtp(tmp_path: Path) -> None:
-    """A transport map for the reply domain is all that Postfix needs."""
-    [lmtp] = free_ports(1)
+async def decides(port: int, person: Person) -> None:
+    """See two replies decide."""
+    await send(port, person, "x-1", "approve\nBy way of Postfix.")
+    report = await person.report("x-1", wait=25)
+    assert (report["status"], report["approvers"][0]["comment"]) == ("approved", "By way of Postfix.")
+    await send(port, person, "x-2", "decline")
+    assert (await person.report("x-2", wait=25))["status"] == "declined"
+
+
+@pytest.mark.parametrize("name", WAYS)
+async def test_postfix_hands_replies_over(tmp_path: Path, name: str) -> None:
+    """By LMTP, by `approvals receive` of an alias, and of a transport."""
+    [port] = free_ports(1)
+    mailbox, told = way(name, port)
     async with (
-        postfix(lmtp) as smtp,
-        lived(tmp_path, MAILBOX=f"lmtp://127.0.0.1:{lmtp}", REPLY_DOMAIN=DOMAIN) as (_, person),
+        postfix(**told) as mta,
+        lived(tmp_path, MAILBOX=mailbox, REPLY_DOMAIN=DOMAIN) as (_, person),
     ):
-        await send(smtp, person, "x-1", "approve\nBy way of Postfix.")
-        report = await person.report("x-1", wait=25)
-        assert (report["status"], report["approvers"][0]["comment"]) == ("approved", "By way of Postfix.")
-        await send(smtp, person, "x-2", "decline")
-        assert (await person.report("x-2", wait=25))["status"] == "declined"
+        await decides(mta.port, person)
 
 
-async def test_postfix_keeps_replies_while_the_mailbox_is_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chroot", [False, True])
+async def test_postfix_hands_replies_over_on_a_unix_socket(tmp_path: Path, *, chroot: bool) -> None:
+    """The socket in the queue's folder has the group of its own folder, so that Postfix may open it."""
+    base = new_folder()
+    sockets = base / "queue" / "approvals"
+    sockets.mkdir()
+    if shutil.which("postfix"):
+        shutil.chown(sockets, group="postfix")
+    sockets.chmod(0o2750)
+    async with (
+        postfix(transport="lmtp:unix:approvals/mail", chroot=chroot, folder=base) as mta,
+        lived(tmp_path, MAILBOX=f"lmtp://{sockets}/mail", REPLY_DOMAIN=DOMAIN) as (_, person),
+    ):
+        await decides(mta.port, person)
+
+
+@pytest.mark.parametrize("name", WAYS)
+async def test_postfix_keeps_replies_while_the_mailbox_is_away(tmp_path: Path, name: str) -> None:
     """Its queue is the retry: the reply that found nobody decides once the mailbox is back."""
-    [lmtp] = free_ports(1)
+    [port] = free_ports(1)
+    mailbox, told = way(name, port)
     own = {"REPLY_DOMAIN": DOMAIN, "SECRET_KEYS": "k" * 40}
-    async with postfix(lmtp) as smtp:
+    async with postfix(**told) as mta:
         async with lived(tmp_path, dns=None, **own) as (_, person):  # its mailbox is elsewhere
-            await send(smtp, person, "x-3", "approve")
-        await asyncio.sleep(1)
-        async with lived(tmp_path, dns=None, MAILBOX=f"lmtp://127.0.0.1:{lmtp}", **own) as (_, person):
+            await send(mta.port, person, "x-3", "approve")
+
+        async def put_off() -> bool | None:
+            return "status=deferred" in await asyncio.to_thread(mta.log) or None
+
+        await eventually(put_off, "the reply is kept")
+        async with lived(tmp_path, dns=None, MAILBOX=mailbox, **own) as (_, person):
             assert (await person.report("x-3", wait=30))["status"] == "approved"
+
+
+@pytest.mark.parametrize("name", WAYS)
+async def test_postfix_bounces_what_is_to_no_address_of_ours(tmp_path: Path, name: str) -> None:
+    """Its sender hears that it was lost, in our words."""
+    [port] = free_ports(1)
+    mailbox, told = way(name, port)
+    async with postfix(**told) as mta, lived(tmp_path, MAILBOX=mailbox, REPLY_DOMAIN=DOMAIN):
+        async with aiosmtplib.SMTP(hostname="127.0.0.1", port=mta.port, start_tls=False) as smtp:
+            await smtp.sendmail(ANN, [f"r+nobody@{DOMAIN}"], b"Subject: Hi\r\n\r\napprove\r\n")
+
+        async def bounced() -> str | None:
+            lines = (await asyncio.to_thread(mta.log)).splitlines()
+            return next((line for line in lines if "status=bounced" in line), None)
+
+        assert "550 5.1.1" in await eventually(bounced, "the bounce")
