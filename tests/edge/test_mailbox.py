@@ -2,20 +2,26 @@
 
 import asyncio
 import email
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
 from email.policy import default as default_policy
+from functools import partial
 from pathlib import Path
 
 import aiosmtplib
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from service import app as app_module
 from service import mailbox as mailbox_module
+from service.answers import Answers
 from service.app import Running, running
+from service.approvals import utc_now
 from service.demo import free_ports
 from service.domain import Vote, ballot_key
 from service.smtpd import Listener
@@ -301,6 +307,26 @@ async def test_a_ballot_gets_one_letter_of_a_kind_a_day(live: Live) -> None:
         await person.letter("m-4", kind="clarification")
         await person.letter("m-4", kind="confirmation")
         assert await kinds(person, "m-4") == ["clarification", "confirmation", "request"]
+
+
+async def test_the_next_day_an_unclear_reply_is_answered_again(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The day is the clock's, in UTC: just before midnight a second one is silence, after it a letter."""
+    midnight = utc_now().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    clock = [midnight]
+    monkeypatch.setattr(app_module, "Answers", partial(Answers, now=lambda: clock[0]))
+    async with live() as (_, person):
+        letter = await approval(person, "m-5")
+        for number, hours in enumerate((-1, -1e-6, 0, 18, 31)):
+            clock[0] = midnight + timedelta(hours=hours)
+            mid = f"<{number}@corp.example>"
+            await person.reply(letter, f"why {number}?", message_id=mid)
+            await person.reply(letter, "approve", sender="eve@evil.example", message_id=mid)
+        await person.letter("m-5", kind="clarification")
+        assert await kinds(person, "m-5") == [*["clarification"] * 3, *["confirmation"] * 3, "request"]
+        told = [text_of(mail) for mail in await person.letters("m-5") if ".clar" in mail["Message-ID"]]
+        assert sorted(re.findall(r"why \d\?", "".join(told))) == ["why 0?", "why 2?", "why 4?"]
 
 
 @dataclass
