@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from email.policy import default as default_policy
+from functools import partial
 from pathlib import Path
 from typing import Literal, override
 
@@ -101,6 +102,7 @@ async def running(
             token=settings.engine_token,
             debug=settings.engine_debug,
             works="worker" in roles,
+            lease=settings.engine_lease,
         )
         await engine.start()
         stack.push_async_callback(engine.close)
@@ -118,7 +120,7 @@ async def running(
             # letters at a mail server that hangs would keep every decision from going on.
             max_concurrent_tasks=MAX_TASKS,
             env={},
-            observer=_observe,
+            observer=partial(_observe, engine),
             autostart=False,
         )
         target = engine.sources[0].resolve_target(GROUP)
@@ -184,9 +186,11 @@ async def running(
         )
 
 
-def _observe(event: Event) -> None:
-    """Log what the SDK tells; a task that somebody else has by now (409) is no failure."""
-    if isinstance(event, BackgroundTaskFailed) and "code=409" in event.cause:
+def _observe(engine: Engine, event: Event) -> None:
+    """Log what the SDK tells; a task that somebody else has (409) is no failure, a parked one no news."""
+    if isinstance(event, BackgroundTaskFailed) and (
+        "code=409" in event.cause or engine.parking.knows(event.cause)
+    ):
         log.debug("%s", event.cause)
     else:
         logging_observer(event)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from email.errors import HeaderParseError, ObsoleteHeaderDefect
 from email.headerregistry import Address
 from email.policy import default as default_policy
@@ -66,6 +67,7 @@ class Settings:
     engine_http: Endpoint | Path | None
     engine_token: str | None = field(repr=False)
     engine_debug: bool
+    engine_lease: timedelta
     http: Endpoint
     public_url: str
     smtp: SmtpServer
@@ -136,6 +138,7 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         engine_http=engine_http,
         engine_token=read("ENGINE_TOKEN", _token),
         engine_debug=engine_debug,
+        engine_lease=need("ENGINE_LEASE", _seconds, "30"),
         http=http,
         public_url=need("PUBLIC_URL", _public_url, f"http://localhost:{http.port}" if dev else None),
         smtp=need("SMTP", read_smtp_server, "smtp://localhost:1025"),
@@ -180,6 +183,7 @@ KNOWN = SECRETS | {
     "DEFAULT_APPROVER",
     "ENGINE_DEBUG",
     "ENGINE_HTTP",
+    "ENGINE_LEASE",
     "FROM",
     "HTTP",
     "INBOX",
@@ -358,6 +362,12 @@ def _token(text: str) -> str:
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError("must be printable ASCII without spaces")
     return text
+
+
+def _seconds(text: str) -> timedelta:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
+        raise ValueError(f"{text!r} is no number of seconds from 1 to 9999")
+    return timedelta(seconds=int(text))
 
 
 def _switch(text: str) -> bool:

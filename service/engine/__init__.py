@@ -29,13 +29,15 @@ which one it is.
 """
 
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from resonate.connections import HttpConnection, LocalConnection, SSEConnection
+import aiohttp
+from resonate.connections import LocalConnection
 from resonate.heartbeat import Heartbeat, NoopHeartbeat
 from resonate_base import Network, Source
 
@@ -44,12 +46,22 @@ from service.engine.backup import backup
 from service.engine.clock import Clock, now_ms
 from service.engine.connection import Connection
 from service.engine.database import SETTING
+from service.engine.elsewhere import Elsewhere
 from service.engine.embedded import EmbeddedEngine
 from service.engine.lists import Page, Search, no_lists, searching
-from service.engine.unix import UnixConnection, UnixSource, unix_path
+from service.engine.parking import Parked, Parking
+from service.engine.unix import unix_path
 from service.errors import SettingsError
 
 __all__ = ["Connection", "EmbeddedEngine", "Engine", "backup", "open_engine", "sqlite_path"]
+
+#: How long a worker's tasks stay its own without a sign of life, on engines that outlive it.
+#: Signs are given twice as often; a letter at a slow mail server takes as long as it likes.
+LEASE = timedelta(seconds=30)
+#: Seconds that a task which can't be run waits for its next turn, at most, where leases have no end.
+LONGEST = 60.0
+#: Connections to an engine elsewhere; the SDK's own number: signs of life must always find one free.
+CONNECTIONS = 256
 
 
 async def _nothing() -> None:
@@ -76,6 +88,7 @@ class Engine:
     ttl: timedelta | None = None
     #: The embedded engine behind it, for its HTTP surface and its backup; None elsewhere.
     embedded: EmbeddedEngine | None = None
+    parking: Parking = field(repr=False)
     open_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
     close_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
     search_: Search = field(default=no_lists, repr=False)
@@ -100,32 +113,15 @@ class Engine:
         """Open the engine; SettingsError says in one line why that can't be."""
         await self.open_()
 
+    @property
+    def parked(self) -> Mapping[str, Parked]:
+        """Tasks that this process can't run, and that are offered to it ever more rarely; by task."""
+        return self.parking.parked
+
     async def close(self) -> None:
         """Close the engine; from here on every request is refused."""
+        await self.parking.close()
         await self.close_()
-
-
-class _Lingering:
-    """A network that answers until it is closed, not until the SDK stops it.
-
-    ``Resonate.stop()`` stops its connections while leaves are in flight; a
-    network that obeyed would refuse their results, and they would run again.
-    """
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    async def start(self) -> None:
-        await self._network.start()
-
-    async def stop(self) -> None:
-        """Keep answering; `close` is what ends this network."""
-
-    async def send(self, req: str, headers: dict[str, str] | None = None) -> str:
-        return await self._network.send(req, headers)
-
-    async def close(self) -> None:
-        await self._network.stop()
 
 
 def sqlite_path(url: str) -> Path:
@@ -141,21 +137,24 @@ def sqlite_path(url: str) -> Path:
     return Path(path[1:])
 
 
-def _elsewhere(url: str, network: Network, source: Source, group: str, pid: str) -> Engine:
+def _elsewhere(url: str, elsewhere: Elsewhere, group: str, pid: str, lease: timedelta) -> Engine:
     """Return an engine in another process."""
-    lingering = _Lingering(network)
+    parking = Parking(elsewhere.send, longest=lease.total_seconds() / 2, start=elsewhere.start)
     return Engine(
         url=url,
         group=group,
         pid=pid,
-        network=lingering,
-        sources=(source,),
-        close_=lingering.close,
-        search_=searching(lingering),
+        network=parking,
+        sources=(elsewhere.messages,),
+        ttl=lease,
+        parking=parking,
+        open_=partial(elsewhere.open, SETTING),
+        close_=elsewhere.close,
+        search_=searching(elsewhere),
     )
 
 
-def _postgres(url: str, group: str, pid: str, *, works: bool) -> Engine:
+def _postgres(url: str, group: str, pid: str, lease: timedelta, *, works: bool) -> Engine:
     """Return the engine that a database is."""
     try:
         # An extra: libpq and its driver are ten megabytes that the other engines do without.
@@ -165,12 +164,15 @@ def _postgres(url: str, group: str, pid: str, *, works: bool) -> Engine:
             SETTING, "postgresql:// needs an extra: install email-approvals[postgres]"
         ) from exc
     postgres = Postgres(url, SETTING)
+    parking = Parking(postgres.send, longest=lease.total_seconds() / 2)
     return Engine(
         url=url,
         group=group,
         pid=pid,
-        network=postgres,
+        network=parking,
         sources=(postgres.source(group, pid, fires=works),),
+        ttl=lease,
+        parking=parking,
         open_=postgres.open,
         close_=postgres.close,
         search_=postgres.search,
@@ -194,49 +196,60 @@ def open_engine(
     clock: Clock = now_ms,
     debug: bool = False,
     works: bool = True,
+    lease: timedelta = LEASE,
 ) -> Engine:
     """Return the engine that ``url`` names; nothing is opened before `Engine.start`.
 
     `pid` names this process to the engine (default: a fresh one), `group` the
-    work it takes; one that takes none (`works`) does not fire what is due on Postgres
-    either. `token` is the bearer token of another process's engine. The
-    embedded engine keeps what has ended for `retention`, reads `clock` (ms),
-    and answers ``debug.*`` verbs only with `debug`. Raises SettingsError if no
-    engine has such a URL.
+    work it takes; one that takes none (`works`) does not fire what is due on
+    Postgres either. What a process that died had in hand is another's after
+    `lease`, where the engine outlives it; one that lives renews it, so it bounds
+    no work. `token` is the bearer token of another process's engine. The embedded
+    engine keeps what has ended for `retention`, reads `clock` (ms), and answers
+    ``debug.*`` verbs only with `debug`. Raises SettingsError if no engine has such
+    a URL.
     """
     pid = pid or uuid.uuid4().hex
     match urlsplit(url).scheme:
         case "memory":
             local = LocalConnection(pid=pid, group=group)
+            parking = Parking(local.send, longest=LEASE.total_seconds())
             return Engine(
-                url=url, group=group, pid=pid, network=local, sources=(local,), heartbeat=NoopHeartbeat()
+                url=url,
+                group=group,
+                pid=pid,
+                network=parking,
+                sources=(local,),
+                heartbeat=NoopHeartbeat(),
+                parking=parking,
             )
         case "sqlite":
             keep_ms = int(retention.total_seconds() * 1000)
             embedded = EmbeddedEngine(sqlite_path(url), clock=clock, retention_ms=keep_ms, debug_verbs=debug)
             connection = Connection(embedded, group, pid)
+            parking = Parking(connection.send, longest=LONGEST)
             return Engine(
                 url=url,
                 group=group,
                 pid=pid,
-                network=connection,
+                network=parking,
                 sources=(connection,),
                 heartbeat=NoopHeartbeat(),
+                parking=parking,
                 embedded=embedded,
                 search_=searching(connection),
                 open_=embedded.start,
                 close_=embedded.close,
             )
         case "http" | "https":
-            requests = HttpConnection(url=url, auth=token)
-            messages = SSEConnection(url=url, pid=pid, group=group, auth=token)
-            return _elsewhere(url, requests, messages, group, pid)
+            elsewhere = Elsewhere(url, group, pid, token, partial(aiohttp.TCPConnector, limit=CONNECTIONS))
+            return _elsewhere(url, elsewhere, group, pid, lease)
         case "unix":
-            path = _socket_path(url)
-            requests, messages = UnixConnection(path, token), UnixSource(path, pid, group, token)
-            return _elsewhere(url, requests, messages, group, pid)
+            socket = partial(aiohttp.UnixConnector, str(_socket_path(url)), limit=CONNECTIONS)
+            elsewhere = Elsewhere("http://localhost", group, pid, token, socket)
+            return _elsewhere(url, elsewhere, group, pid, lease)
         case "postgresql" | "postgres":
-            return _postgres(url, group, pid, works=works)
+            return _postgres(url, group, pid, lease, works=works)
         case _:
             raise SettingsError(
                 SETTING,

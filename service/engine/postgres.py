@@ -27,6 +27,7 @@ from resonate_pg.client import PgConn, PgSessions
 
 from service.engine.clock import now_ms
 from service.engine.lists import Page, decoded
+from service.engine.timers import untargeted
 from service.errors import NoLists, SettingsError
 
 __all__ = ["Postgres", "PostgresSource"]
@@ -147,7 +148,7 @@ class Postgres:
         protocol's requests can be asked again, as the SDK's own do over HTTP.
         Raises ConnectorError once closed, and for a request that Postgres refuses.
         """
-        pause = FIRST_PAUSE
+        req, pause = untargeted(req), FIRST_PAUSE
         while True:
             try:
                 answer = await self._requests.send(req, headers)

@@ -1,7 +1,6 @@
 """The protocol over HTTP on a unix socket: on this machine, and for its owner alone.
 
-`unix_socket` is what the HTTP surface is served on; `UnixConnection` and
-`UnixSource` are the SDK's own connections to one.
+`unix_socket` is what the HTTP surface is served on.
 """
 
 import contextlib
@@ -12,14 +11,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, override
-
-import aiohttp
-from resonate.connections import HttpConnection, SSEConnection
+from typing import Final
 
 from service.errors import SettingsError
 
-__all__ = ["SCHEME", "UnixConnection", "UnixSource", "unix_path", "unix_socket"]
+__all__ = ["SCHEME", "unix_path", "unix_socket"]
 
 #: What a unix socket's address begins with: ``unix:/run/approvals/engine.sock``.
 SCHEME: Final = "unix:"
@@ -28,9 +24,6 @@ SCHEME: Final = "unix:"
 _OWNER_ONLY: Final = 0o600
 
 _BACKLOG: Final = 512
-
-#: The host in requests over a socket, where none is needed.
-_HOST: Final = "http://localhost"
 
 
 def unix_path(address: str) -> Path:
@@ -88,33 +81,3 @@ def _clear(path: Path, setting: str) -> None:
         return
     except OSError as exc:
         raise SettingsError(setting, f"can't listen on {path}: {exc.strerror or exc}") from exc
-
-
-class UnixConnection(HttpConnection):
-    """The SDK's requests, over a unix socket."""
-
-    def __init__(self, path: Path, token: str | None) -> None:
-        super().__init__(_HOST, auth=token)
-        self._path = str(path)
-
-    @override
-    def _ensure_session(self) -> aiohttp.ClientSession:
-        if self._session is None and not self._stopped:
-            # Where the SDK makes its own there is no say in how it connects.
-            connector = aiohttp.UnixConnector(self._path, limit=self._conn_limit)
-            self._session = aiohttp.ClientSession(connector=connector)
-        return super()._ensure_session()
-
-
-class UnixSource(SSEConnection):
-    """The SDK's stream of messages, over a unix socket."""
-
-    def __init__(self, path: Path, pid: str, group: str, token: str | None) -> None:
-        super().__init__(_HOST, pid=pid, group=group, auth=token)
-        self._path = str(path)
-
-    @override
-    def _ensure_session(self) -> aiohttp.ClientSession:
-        if self._session is None and not self._stopped:
-            self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(self._path))
-        return super()._ensure_session()

@@ -12,9 +12,10 @@ import pytest
 from resonate.context import Context
 from resonate.error import ServerError
 
-from service.engine import EmbeddedEngine
+from service.engine import EmbeddedEngine, elsewhere, open_engine
+from service.errors import SettingsError
 from tests.engine.bench import TARGET, envelope
-from tests.engine.live import running, serving, soon
+from tests.engine.live import running, sdk, serving, soon
 
 FAR = 4_000_000_000_000
 
@@ -198,12 +199,26 @@ async def test_an_engine_that_is_closed_answers_503(
     assert "closed" in answer.json()["data"]
 
 
-async def test_the_sdk_sees_a_refusal_as_a_server_error(engine: EmbeddedEngine) -> None:
-    """With the status."""
-    async with serving(engine, token="s3cret") as url, running(url, token="wrong") as (_, r):
+async def test_a_wrong_token_stops_the_start(engine: EmbeddedEngine) -> None:
+    """In a line that names the setting; a right one that is taken away later is the SDK's ServerError."""
+    async with serving(engine, token="s3cret") as url:
+        with pytest.raises(SettingsError, match="APPROVALS_ENGINE_TOKEN: is not what the engine accepts"):
+            await open_engine(url, token="wrong").start()
+        wrong = open_engine(url, token="wrong")
         with pytest.raises(ServerError) as refused:
-            await r.promises.get("a")
+            await sdk(wrong).promises.get("a")
         assert refused.value.code == 401
+        await wrong.close()
+
+
+async def test_a_stream_outlives_the_patience_of_a_session(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK's own is deaf after five minutes; ours begins a new one after a silence."""
+    monkeypatch.setattr(elsewhere, "SILENCE", 0.2)
+    async with serving(engine) as url, running(url, double) as (_, r):
+        await asyncio.sleep(1)
+        assert await soon(r.run("a", double, 4).result(), 5) == 8
 
 
 async def test_streams_end_when_told(engine: EmbeddedEngine) -> None:

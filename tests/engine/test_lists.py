@@ -3,35 +3,16 @@
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from resonate.types import Value
 
 from service.engine import Engine, open_engine
 from service.errors import NoLists, SettingsError
-from tests.engine.live import running, serving, soon
-from tests.engine.real import database, postgres_url, psql, server_url
+from tests.engine.live import running, soon
+from tests.engine.real import database, postgres_url, psql
 
 FAR = 60_000
-
-
-@pytest.fixture(params=["sqlite", "http", "server", "postgres"])
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """An engine's address, to be opened by the test."""
-    match request.param:
-        case "server":
-            yield server_url()
-        case "postgres":
-            yield postgres_url()
-        case "http":
-            async with running(f"sqlite:///{tmp_path}/a.db") as (engine, _):
-                assert engine.embedded is not None
-                async with serving(engine.embedded) as address:
-                    yield address
-        case _:
-            yield f"sqlite:///{tmp_path}/a.db"
 
 
 async def test_a_page_at_a_time_by_state_and_tags(url: str) -> None:

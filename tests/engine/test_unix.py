@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 from resonate.context import Context
-from resonate.error import ServerError
 
 from service.engine import EmbeddedEngine, open_engine
 from service.engine.unix import unix_path, unix_socket
@@ -73,9 +72,8 @@ async def test_a_stock_sdk_works_over_a_unix_socket(engine: EmbeddedEngine, path
             ):
                 assert await soon(r.run("a", nap_and_double, 4).result()) == 8
                 assert await soon(r.options(target="workers").rpc("b", "double", 21).result()) == 42
-            async with running(f"unix:{path}", token="wrong") as (_, r):
-                with pytest.raises(ServerError):
-                    await r.promises.get("a")
+            with pytest.raises(SettingsError, match="_TOKEN"):
+                await open_engine(f"unix:{path}", token="wrong").start()
 
 
 def test_a_unix_socket_is_its_owners_alone(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
 from threading import Barrier
@@ -61,6 +62,7 @@ def test_a_machine_of_ones_own_needs_no_settings(tmp_path: Path, mode: Mode) -> 
         engine_http=None,
         engine_token=None,
         engine_debug=False,
+        engine_lease=timedelta(seconds=30),
         http=Endpoint("127.0.0.1", 5001),
         public_url="http://localhost:5001",
         smtp=SmtpServer("localhost", 1025, "offered"),
@@ -201,6 +203,8 @@ def test_the_public_url_follows_the_port_in_dev(tmp_path: Path) -> None:
         ("ENGINE_HTTP", "8001"),
         ("ENGINE_HTTP", "unix:engine.sock"),
         ("ENGINE_DEBUG", "yes"),
+        ("ENGINE_LEASE", "0"),
+        ("ENGINE_LEASE", "PT1M"),
         ("ENGINE_TOKEN", "a b"),
         ("ENGINE_TOKEN", "tökén"),
         ("REPLY_PEERS", ","),
@@ -335,6 +339,7 @@ def test_a_malformed_value_is_refused_by_name(tmp_path: Path, name: str, text: s
         ("ENGINE_HTTP", "unix:/run/engine.sock", "engine_http", Path("/run/engine.sock")),
         ("ENGINE", "unix:/run/engine.sock", "engine", "unix:/run/engine.sock"),
         ("ENGINE_DEBUG", "on", "engine_debug", True),
+        ("ENGINE_LEASE", "90", "engine_lease", timedelta(seconds=90)),
         ("ENGINE_TOKEN", "bearer", "engine_token", "bearer"),
         ("INBOX", "off", "inbox", None),
         ("INBOX", "127.0.0.1:8026", "inbox", Endpoint("127.0.0.1", 8026)),
