@@ -17,6 +17,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 import msgspec
 from resonate.error import ResonateError, ServerError
@@ -92,7 +93,10 @@ class Approvals:
                 )
         if _request_of(promise) != request:
             raise IdTaken(approval_id)
-        return await self._report(promise), promise.tags.get(BORN_TAG) == born
+        if promise.tags.get(BORN_TAG) == born:
+            ask = read_ask(promise)
+            return tally(ask, None, [None] * len(ask.approvers)), True
+        return await self._report(promise), False
 
     async def show(self, approval_id: str) -> Report:
         """Tell how an approval stands. Raises NotFound, EngineAway."""
@@ -281,6 +285,16 @@ def _request_of(promise: PromiseRecord) -> Request | None:
         return None
     args: Sequence[object] = data.get("args") or ()
     try:
-        return parse_request(args[0]) if len(args) == 1 else None
+        return read_request(args[0]) if len(args) == 1 else None
     except RequestInvalid:  # sent by another language's workflow; its result says so
         return None
+
+
+def read_request(body: object) -> Request:
+    """Parse a request that was kept, which is read many times over. Raises RequestInvalid."""
+    return _read(msgspec.json.encode(body))
+
+
+@lru_cache(maxsize=256)
+def _read(encoded: bytes) -> Request:
+    return parse_request(msgspec.json.decode(encoded))

@@ -36,7 +36,7 @@ class Decisions:
 
     async def cast(
         self,
-        key: bytes,
+        ballot: Ballot,
         choice: Choice,
         channel: Channel,
         *,
@@ -45,9 +45,9 @@ class Decisions:
     ) -> Cast:
         """Cast the vote of the ballot's approver, or tell what had ended it before.
 
-        The vote is durable when this returns. Raises BallotGone, EngineAway.
+        The vote is durable when this returns; that `ballot` was read a while ago is no
+        matter, since the first to reach its arbiter wins. Raises EngineAway.
         """
-        ballot = await self._approvals.ballot(key)
         if ballot.end is not None:
             return Cast(ballot, ballot.end, counted=False)
         now = self._now()

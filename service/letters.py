@@ -19,14 +19,13 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP, EmailPolicy
-from email.utils import format_datetime
+from email.utils import format_datetime, formataddr
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -57,29 +56,9 @@ MAX_MESSAGE_ID: Final = 69
 MAX_READ, MAX_COMMENT = 200, 4_000
 _EXCERPT: Final = 120
 
-#: Ids must stay whole: a folded In-Reply-To becomes an encoded word and the thread is lost.
-_WIDE: Final = SMTP.clone(max_line_length=998)
 _NTH: Final = re.compile(r"[A-Za-z0-9-]{1,24}")
 _INCLUDE: Final = re.compile(r'\{% include "([^"]+)" %\}\n?')
 _STATEMENT: Final = re.compile(r"\{%.*?%\}")
-
-
-class _LetterPolicy(EmailPolicy):
-    """Never folds ASCII; encodes what is not in words of at most 75 characters, as RFC 2047 bounds them.
-
-    The library's own folder makes one word of any length when lines are wide, and
-    when they are narrow it drops the quotes of a long display name.
-    """
-
-    def fold(self, name: str, value: str) -> str:
-        folded: str = _WIDE.fold(name, value) if value.isascii() else _encoded(name, value)
-        return folded
-
-    def fold_binary(self, name: str, value: str) -> bytes:
-        return self.fold(name, value).encode("ascii")
-
-
-_POLICY: Final = _LetterPolicy(linesep="\r\n", max_line_length=998)
 
 
 @dataclass(frozen=True)
@@ -109,7 +88,7 @@ class Letters:
     """
 
     def __init__(self, *, sender: str, reply_domain: str) -> None:
-        self._sender = _one_address(sender)
+        self._sender = _one_mailbox(sender)
         self._domain = reply_domain
         env = _environment()
         self._templates: dict[Kind, _Compiled] = {
@@ -179,33 +158,30 @@ class Letters:
     ) -> Letter:
         facts = self._facts(ballot, caps) | more
         message_id = self._message_id(ballot.key, kind, nth)
+        subject = _header_text(self._templates[kind].subject.render(facts))
         answer = kind != "request"
-        message = EmailMessage(policy=_POLICY)
-        message["From"] = self._sender
-        message["To"] = _address(ballot.approver.name, ballot.approver.email)
-        message["Reply-To"] = Address(addr_spec=caps.reply_to)
-        message["Subject"] = _header_text(self._templates[kind].subject.render(facts))
-        message["Date"] = format_datetime(at.astimezone(UTC))
-        message["Message-ID"] = message_id
+        headers = [
+            _mailbox_header("From", *self._sender),
+            _mailbox_header("To", _header_text(ballot.approver.name or ""), ballot.approver.email),
+            f"Reply-To: {caps.reply_to}\r\n",
+            _header("Subject", subject),
+            f"Date: {format_datetime(at.astimezone(UTC))}\r\n",
+            f"Message-ID: {message_id}\r\n",
+        ]
         if answer:
             asked = self._message_id(ballot.key, "request", "")
-            message["In-Reply-To"] = asked
-            message["References"] = asked
-        message["Auto-Submitted"] = "auto-replied" if answer else "auto-generated"
-        message["X-Auto-Response-Suppress"] = "OOF, AutoReply"
-        message["Content-Language"] = "en"
-        message["MIME-Version"] = "1.0"
-        message["Content-Type"] = "multipart/alternative"
+            # Ids stay whole: a folded In-Reply-To becomes an encoded word, and the thread is lost.
+            headers += [f"In-Reply-To: {asked}\r\n", f"References: {asked}\r\n"]
+        headers.append(f"Auto-Submitted: {'auto-replied' if answer else 'auto-generated'}\r\n")
         # An encoded part can't hold '=_': '=' stands before hex digits or a line's end only.
-        message.set_boundary(f"=_{_token(message_id.encode(), 15)}")
-        message.attach(_part("plain", _quoted_printable(self._text(kind, facts))))
-        message.attach(_part("html", self._html(kind, facts)))
+        boundary = f"=_{_token(message_id.encode(), 15)}"
+        parts = {"plain": _quoted_printable(self._text(kind, facts)), "html": self._html(kind, facts)}
         return Letter(
             kind=kind,
             sender="" if answer else caps.bounce_to,
             recipient=ballot.approver.email,
             message_id=message_id,
-            data=message.as_bytes(),
+            data=_message(headers, boundary, parts),
         )
 
     def _facts(self, ballot: Ballot, caps: Capabilities) -> dict[str, Any]:
@@ -222,7 +198,7 @@ class Letters:
             "link": caps.link,
             "message_text": message,
             "preheader": f"{asks} by {due}. {_cut(wording.one_line(message), _EXCERPT)}",
-            "sender_name": self._sender.display_name or self._sender.addr_spec,
+            "sender_name": self._sender[0] or self._sender[1],
             "subject": wording.one_line(ask.subject),
         }
 
@@ -253,16 +229,43 @@ class Letters:
         return f"<{head}.{_token(nth.encode(), 5)}@{self._domain}>"
 
 
-def _encoded(name: str, value: str) -> str:
-    """Return a header of non-ASCII text: a subject, or one address with its display name."""
-    addresses: tuple[Address, ...] = getattr(value, "addresses", ())
-    text = addresses[0].display_name if addresses else value
-    words = Header(text, "utf-8", maxlinelen=76, header_name=name).encode(linesep="\r\n")
-    after = f"\r\n <{addresses[0].addr_spec}>" if addresses else ""
-    return f"{name}: {words}{after}\r\n"
+def _message(headers: Iterable[str], boundary: str, parts: Mapping[str, bytes]) -> bytes:
+    """Return a message of alternative parts, each in quoted-printable.
+
+    Written here and not by the library's `EmailMessage`, which parses every value
+    that it is given, and takes as long for one letter as all else together.
+    """
+    head = [
+        *headers,
+        "X-Auto-Response-Suppress: OOF, AutoReply\r\nContent-Language: en\r\nMIME-Version: 1.0\r\n",
+        f'Content-Type: multipart/alternative; boundary="{boundary}"\r\n\r\n',
+    ]
+    body = b"".join(
+        f"--{boundary}\r\n"
+        f'Content-Type: text/{subtype}; charset="utf-8"\r\n'
+        "Content-Transfer-Encoding: quoted-printable\r\n\r\n".encode()
+        + encoded.replace(b"\n", b"\r\n")
+        + b"\r\n"
+        for subtype, encoded in parts.items()
+    )
+    return "".join(head).encode("ascii") + body + f"--{boundary}--\r\n".encode()
 
 
-def _one_address(text: str) -> Address:
+def _header(name: str, text: str) -> str:
+    """Return a header of one line, or of encoded words of at most 75 characters each (RFC 2047)."""
+    if not text.isascii():
+        text = Header(text, "utf-8", maxlinelen=76, header_name=name).encode(linesep="\r\n")
+    return f"{name}: {text}\r\n"
+
+
+def _mailbox_header(name: str, display: str, email: str) -> str:
+    if display.isascii():
+        return f"{name}: {formataddr((display, email))}\r\n"
+    return f"{_header(name, display)} <{email}>\r\n"
+
+
+def _one_mailbox(text: str) -> tuple[str, str]:
+    """Return the display name and the address of a From value."""
     message = EmailMessage()
     try:
         message["From"] = text
@@ -271,12 +274,7 @@ def _one_address(text: str) -> Address:
         addresses = ()
     if len(addresses) != 1 or not addresses[0].domain:
         raise SettingsError("APPROVALS_FROM", "must be one address, as in Approvals <approvals@example.org>")
-    found = addresses[0]
-    return _address(found.display_name, found.addr_spec)
-
-
-def _address(name: str | None, email: str) -> Address:
-    return Address(display_name=_header_text(name or ""), addr_spec=email)
+    return _header_text(addresses[0].display_name), addresses[0].addr_spec
 
 
 def _header_text(text: str) -> str:
@@ -297,14 +295,6 @@ def _cut(text: str, limit: int) -> str:
     head = text[:limit]
     words = head.rsplit(None, 1)[0]
     return f"{words if len(words) > limit // 2 else head}…"
-
-
-def _part(subtype: str, encoded: bytes) -> EmailMessage:
-    part = EmailMessage(policy=_POLICY)
-    part["Content-Type"] = f'text/{subtype}; charset="utf-8"'
-    part["Content-Transfer-Encoding"] = "quoted-printable"
-    part.set_payload(encoded.decode("ascii"))
-    return part
 
 
 def _quoted_printable(text: str) -> bytes:

@@ -192,9 +192,7 @@ class Mailbox:
             if reply.sender != ballot.approver.email:
                 evidence["alias_of"] = ballot.approver.email
             cast = await self._with_engine(
-                self._decisions.cast(
-                    ballot.key, reply.verdict, "reply", comment=reply.comment, evidence=evidence
-                )
+                self._decisions.cast(ballot, reply.verdict, "reply", comment=reply.comment, evidence=evidence)
             )
             if cast.counted:
                 return RECORDED

@@ -3,9 +3,8 @@
 import asyncio
 import logging
 import signal
-import traceback
+import sys
 from collections.abc import Callable, Coroutine
-from datetime import datetime
 from typing import Any, NoReturn
 
 import typer
@@ -65,23 +64,20 @@ def refuse(problem: str) -> NoReturn:
     raise SystemExit(BAD_SETTING)
 
 
-class _Lines(logging.Handler):
+class _Lines(logging.Formatter):
     """One line an event, with its time; colour only where it is a terminal."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print the record."""
-        at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        colour = (
-            "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno > logging.INFO else ""
-        )
-        text = escape(record.getMessage())
-        console.print(f"[dim]{at}[/]  " + (f"[{colour}]{text}[/]" if colour else text), soft_wrap=True)
-        if record.exc_info:
-            console.print(escape("".join(traceback.format_exception(*record.exc_info))), soft_wrap=True)
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the traceback of a defect."""
+        text = super().format(record)
+        if not console.is_terminal or record.levelno <= logging.INFO:
+            return text
+        return f"\x1b[{31 if record.levelno >= logging.ERROR else 33}m{text}\x1b[0m"
 
 
 def _log_to_terminal() -> None:
     """Say what happens to approvals; of libraries, only what went wrong."""
-    lines = _Lines()
+    lines = logging.StreamHandler(sys.stdout)
+    lines.setFormatter(_Lines("%(asctime)s  %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[lines], force=True)
     logging.getLogger("approvals").setLevel(logging.INFO)

@@ -164,7 +164,7 @@ class Web:
             "peer": request.client.host if request.client else "",
             "user_agent": request.headers.get("user-agent", "")[:200],
         }
-        cast = await self._decisions.cast(ballot.key, choice, "link", comment=comment, evidence=evidence)
+        cast = await self._decisions.cast(ballot, choice, "link", comment=comment, evidence=evidence)
         if cast.counted:
             return self._closed(cast.ballot, cast.end, just_decided=True)
         return self._closed(cast.ballot, cast.end, 409)

@@ -9,6 +9,7 @@ A body once run is a promise to the engine: a changed order of its durable calls
 is a new version beside the old one, never an edit.
 """
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,15 +35,16 @@ from service.approvals import (
     read_ask,
     read_ballot,
     read_end,
+    read_request,
     record_ballot,
     settle,
     utc_now,
 )
-from service.domain import Ballot, BallotRecord, Closed, End, Vote, ballot_key, tally, to_wire
+from service.domain import Ballot, BallotRecord, Closed, Vote, ballot_key, tally, to_wire
 from service.errors import RequestInvalid
 from service.letters import Letter, Letters
 from service.outbox import Accepted, Later, Sent, Undeliverable
-from service.requests import parse_request, people
+from service.requests import people
 from service.tokens import Tokens, spell, unspell
 
 log = logging.getLogger("approvals.workflow")
@@ -89,7 +91,7 @@ def register(resonate: Resonate) -> None:
 async def approval(ctx: Context, request: dict[str, Any]) -> dict[str, Any]:
     """Ask the approvers of `request` and return the report of how it ended."""
     try:
-        approvers = people(parse_request(request))
+        approvers = people(read_request(request))
     except RequestInvalid as exc:  # any language may call: a result that names the field, not a retry
         return {"status": "invalid", "problems": msgspec.to_builtins(exc.problems)}
 
@@ -119,23 +121,14 @@ async def approval(ctx: Context, request: dict[str, Any]) -> dict[str, Any]:
                 break
 
     # 4. Nothing is held while people think: this is where it suspends, for weeks if need be.
-    asked = list(range(len(seats)))
-    ended_by: Literal["expired", "undeliverable"] | None = None
-    while True:
-        which = await first(ctx, arbiter, deadline, *[seats[n] for n in asked])
-        if which == 0:
-            break
-        if which == 1:
-            ended_by = "expired"
-            break
-        del asked[which - 2]
-        if not asked:
-            ended_by = "undeliverable"
-            break
+    #    Every way out leads to the same next step, so a replay need not be told which one it was.
+    decided, late, *unreachable = [await is_settled(one) for one in (arbiter, deadline, *seats)]
+    if not (decided or late or all(unreachable)):
+        raise Suspended
 
     # 5. Close what is still open, whoever won; then the voice of the one who decided is answered.
     timer_ids = [await timer.id() for timer in timers]
-    closed: dict[str, Any] = await leaf.run(close, ended_by, arbiter_id, seat_ids, timer_ids)
+    closed: dict[str, Any] = await leaf.run(close, arbiter_id, seat_ids, timer_ids)
     if closed["receipt"] is not None:
         await ctx.options(timeout=ANSWER_LIFE).detached(ANSWER, closed["receipt"])
     await all_settled(*timers, *seats)
@@ -244,31 +237,27 @@ async def send_answer(ctx: Context, order: dict[str, Any]) -> Delivery:
         return _delivery(sent, ballot, wanted.kind)
 
 
-async def close(
-    ctx: Context, ended_by: str | None, arbiter_id: str, seat_ids: list[str], timers: list[str]
-) -> dict[str, Any]:
+async def close(ctx: Context, arbiter_id: str, seat_ids: list[str], timers: list[str]) -> dict[str, Any]:
     """End what is still open and return the report, and the receipt to send if there is one.
 
     Whoever came first at the arbiter stands: a vote that beat the deadline by a
-    moment is what the report says.
+    moment is what the report says. Where nobody did, nobody could be reached, or
+    it is late.
     """
     with engine_at_hand():
         ports = ctx.get_dependency(Ports)
-        ask = read_ask(await ports.promises.get(ctx.info.parent_id))
-        if ended_by == "expired":
-            end: End | None = await settle(
-                ports.promises, arbiter_id, Closed(reason="expired", at=ask.due_at)
-            )
-        elif ended_by == "undeliverable":
-            end = await settle(ports.promises, arbiter_id, Closed(reason="undeliverable", at=ports.now()))
-        else:
-            end = read_end(await ports.promises.get(arbiter_id))
+        asked = dict.fromkeys([ctx.info.parent_id, arbiter_id, *seat_ids])
+        found = dict(zip(asked, await asyncio.gather(*map(ports.promises.get, asked)), strict=True))
+        ask, end = read_ask(found[ctx.info.parent_id]), read_end(found[arbiter_id])
+        seats = [read_end(found[seat_id]) for seat_id in seat_ids]
         if end is None:
-            raise RuntimeError(f"{arbiter_id} is open at its closing")
+            lost = Closed(reason="undeliverable", at=ports.now())
+            late = Closed(reason="expired", at=ask.due_at)
+            end = await settle(ports.promises, arbiter_id, lost if all(seats) else late)
         moot = Closed(reason="moot", at=end.at)
         seats = [
-            end if seat_id == arbiter_id else await settle(ports.promises, seat_id, moot)
-            for seat_id in seat_ids
+            seat or (end if seat_id == arbiter_id else await settle(ports.promises, seat_id, moot))
+            for seat_id, seat in zip(seat_ids, seats, strict=True)
         ]
         for timer in timers:
             await ports.promises.resolve(timer, Value())

@@ -87,7 +87,9 @@ class House:
 
     async def decide(self, approval_id: str, email: str, channel: Literal["link", "reply"]) -> Report:
         """Decide it and wait for its end."""
-        cast = await self.decisions.cast(ballot_key(approval_id, email), "approve", channel)
+        cast = await self.decisions.cast(
+            await self.approvals.ballot(ballot_key(approval_id, email)), "approve", channel
+        )
         assert cast.counted
         return await self.approvals.wait(approval_id, 20)
 
