@@ -17,8 +17,10 @@ import msgspec
 #: NUL is taken out of every text before, so that nobody else can write these.
 QUOTED: Final = ">"
 CUT: Final = "\0cut"
-#: Stands where text is struck through, so that no such line is ever a phrase.
+#: Stands where text is struck through or hardly to be seen, so that no such line is ever a phrase.
 STRUCK: Final = "\0struck"
+#: The last line of a text that goes on past a bound.
+UNREAD: Final = "\0unread"
 
 #: Characters of HTML read once comments, styles and scripts are gone.
 MAX_MARKUP: Final = 64 * 1024
@@ -46,14 +48,20 @@ _SPACED: Final = {"td", "th", "button", "option"}
 _BY_NAME: Final = {
     "blockquote": "quote",
     **dict.fromkeys(("head", "template", "select", "textarea", "noscript", "object", "svg"), "hide"),
-    **dict.fromkeys(("s", "strike", "del"), "strike"),
+    **dict.fromkeys(("s", "strike", "del", "iframe"), "strike"),
     "pre": "verbatim",
 }
 
 _HIDING: Final = re.compile(
     r"display\s*:\s*none|mso-hide\s*:\s*all|visibility\s*:\s*hidden|font-size\s*:\s*0(?![.\d])"
 )
-_STRIKING: Final = re.compile(r"line-through")
+#: Or not to be seen in some mail programs: whether its writer meant it can't be told.
+_STRIKING: Final = re.compile(
+    r"line-through|opacity\s*:\s*0?\.?0*(?![.\d])|color\s*:\s*transparent|font-size\s*:\s*[01]p[xt]"
+    r"|(?<![\w-])(?:max-)?(?:height|width)\s*:\s*0(?![.\d])|(?:left|top|indent)\s*:\s*-\d{3}"
+)
+_CSS_COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
+_QUOTED_VALUE: Final = re.compile(r""""[^"]*"|'[^']*'""")
 #: The rule that Outlook for Windows draws above From, Sent, To and Subject.
 _OUTLOOK_RULE: Final = re.compile(r"border-top\s*:\s*solid\s+#(?:e1e1e1|b5c4df)")
 
@@ -75,8 +83,8 @@ def clients() -> Clients:
 def lines_of(markup: str, *, whole: bool = True) -> list[str]:
     """Return the lines of `markup`, `QUOTED` for each quotation and `CUT` last where the rest is one.
 
-    Where it is not `whole`, or over `MAX_MARKUP`, its last line is left out: it may say
-    more than is seen of it.
+    Where it is not `whole`, or over `MAX_MARKUP`, `UNREAD` stands for its last line: it may
+    say more than is seen of it.
     """
     markup = _UNREAD.sub(" ", _COMMENT.sub("", markup.replace("\0", "")))
     whole = whole and len(markup) <= MAX_MARKUP
@@ -99,7 +107,7 @@ def lines_of(markup: str, *, whole: bool = True) -> list[str]:
     if not page.cut:
         page.write(_unescaped(markup[position:]))
     page.end_line()
-    return page.lines if whole or page.cut else page.lines[:-1]
+    return page.lines if whole or page.cut else [*page.lines[:-1], UNREAD]
 
 
 class _Page:
@@ -182,19 +190,24 @@ def _effect(name: str, attributes: str) -> str:
     given = _given(attributes) if "=" in attributes else {}
     # Outlook on the web puts x_ before the ids and classes of mail that it quotes.
     names = {n.removeprefix("x_") for key in ("id", "class", "name") for n in given.get(key, "").split()}
-    style = given.get("style", "")
+    style = _CSS_COMMENT.sub("", given.get("style", ""))
     known = clients()
     effects = {
         "cut": names & known.cuts or _OUTLOOK_RULE.search(style),
         "quote": names & known.quotes,
         "hide": names & known.signatures or _HIDING.search(style),
-        "strike": _STRIKING.search(style),
+        "strike": _STRIKING.search(style) or _hidden(attributes),
     }
     return next((effect for effect, holds in effects.items() if holds), "")
 
 
 def _given(attributes: str) -> dict[str, str]:
-    return {match[1].lower(): match[2].strip("\"'").lower() for match in _ATTRIBUTE.finditer(attributes)}
+    found = _ATTRIBUTE.finditer(attributes)
+    return {match[1].lower(): _unescaped(match[2].strip("\"'")).lower() for match in found}
+
+
+def _hidden(attributes: str) -> bool:
+    return "hidden" in attributes.lower() and "hidden" in _QUOTED_VALUE.sub("", attributes).lower().split()
 
 
 def _pictogram(attributes: str) -> str:

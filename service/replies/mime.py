@@ -46,6 +46,8 @@ _MBOX_LINE: Final = re.compile(rb"From [^\s:]+ [^\n]{0,100}\d{4}\r?\n")
 _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 _PARAMETER: Final = re.compile(r';\s*([\w!#$%&\'*+.^`|~-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;"]*)')
 _TOKEN: Final = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)\s*(?:;|$)")
+#: A file's name, as written by RFC 2231 too.
+_NAMES: Final = {"name", "name*", "name*0", "name*0*"}
 _PADDING: Final = re.compile(rb"=[=\s]*")
 _NOT_BASE64: Final = bytes(
     set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
@@ -141,7 +143,11 @@ class Part:
     def attached(self) -> bool:
         """Whether this is a file rather than the mail's own text."""
         disposition = self.headers.first("content-disposition").strip().lower()
-        return disposition.startswith("attachment") or "filename" in disposition or "name" in self.parameters
+        return (
+            disposition.startswith("attachment")
+            or "filename" in disposition
+            or bool(_NAMES & self.parameters.keys())
+        )
 
     def text(self) -> tuple[str, bool]:
         """Return the body as text, at most `MAX_TEXT` octets (`MAX_HTML`: HTML), and whether that is all."""
@@ -199,26 +205,28 @@ class _Tree:
         self.raw = raw
         self.left = MAX_PARTS
 
-    def part(self, headers: Headers, start: int, end: int, depth: int) -> Part:
+    def part(self, headers: Headers, start: int, end: int, depth: int, default: str = "text/plain") -> Part:
         """Return the part whose body's octets are `start` to `end`, with all below it."""
         if depth > MAX_DEPTH:
             raise Exceeded(Doubt.TOO_DEEP, f"over {MAX_DEPTH}")
         value = headers.first("content-type")
         match = _TOKEN.match(value)
-        content_type = match[1].lower() if match else "text/plain"
+        content_type = match[1].lower() if match else default
         given = parameters(value)
         boundary = given.get("boundary", "").encode("utf-8", "surrogateescape")
         if not content_type.startswith("multipart/") or not boundary:
             return Part(headers, content_type, given, self.raw[start:end])
-        children = [self._child(*span, depth + 1) for span in _between(self.raw, boundary, start, end)]
+        within = "message/rfc822" if content_type == "multipart/digest" else "text/plain"
+        spans = _between(self.raw, boundary, start, end)
+        children = [self._child(*span, depth + 1, within) for span in spans]
         return Part(headers, content_type, given, b"", children)
 
-    def _child(self, start: int, end: int, depth: int) -> Part:
+    def _child(self, start: int, end: int, depth: int, default: str) -> Part:
         self.left -= 1
         if self.left < 0:
             raise Exceeded(Doubt.TOO_MANY_PARTS, f"over {MAX_PARTS}")
         header_end, body = _split(self.raw, start, end, MAX_PART_HEADER)
-        return self.part(_headers(self.raw[start:header_end]), body, end, depth)
+        return self.part(_headers(self.raw[start:header_end]), body, end, depth, default)
 
 
 def _between(raw: bytes, boundary: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -10,10 +10,11 @@ marked: below an unmarked copy, the letter's own buttons could pass for an answe
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from service.replies.lexicon import Lexicon, fold, lexicon, visible
-from service.replies.markup import CUT
+from service.replies.markup import CUT, UNREAD
 from service.replies.values import Sent
 from service.replies.verdict import decides
 
@@ -101,7 +102,10 @@ class _Quotation:
     def __init__(self, lines: Iterable[str], letter: Letter) -> None:
         self.words = lexicon()
         self.letter = letter
-        self.lines = [_seen(text, self.words) for text, _ in zip(lines, range(MAX_LINES), strict=False)]
+        given = iter(lines)
+        self.lines = [_seen(text, self.words) for text in islice(given, MAX_LINES)]
+        if next(given, None) is not None:
+            self.lines.append(_seen(UNREAD, self.words))
         self.first = next((i for i, line in enumerate(self.lines) if line.text), len(self.lines))
         self.start = next((i for i in range(self.first, len(self.lines)) if self._starts(i)), len(self.lines))
 
@@ -193,7 +197,7 @@ class _Quotation:
             line = self.lines[at]
             if not line.text:
                 kept.append(line)
-            elif not line.quoted:
+            elif not line.quoted and line.text != UNREAD:
                 if _SIGNATURE.fullmatch(line.text) or self._separates(at) or self._ours(line):
                     break
                 if not self._broken_off(at) and not self._perhaps_broken_off(at):

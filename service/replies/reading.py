@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Final
 
 from service.replies.lexicon import visible
-from service.replies.markup import CUT, STRUCK, lines_of
+from service.replies.markup import CUT, STRUCK, UNREAD, lines_of
 from service.replies.mime import Exceeded, Part, parse
 from service.replies.newtext import Letter, NewText, new_text
 from service.replies.sender import message_id_of, sender_of
 from service.replies.signals import ignored
 from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
-from service.replies.verdict import Judgement, decides, greets, judge, takes_back
+from service.replies.verdict import Judgement, decides, denies, greets, judge, takes_back
 
 #: Characters of a comment, and of what a letter that asks back repeats.
 MAX_COMMENT: Final = 4_000
@@ -75,7 +75,7 @@ def _read(mail: Part, sent: Sent) -> tuple[Judgement, str, str]:
         new, judgement = from_markup, _judged(from_markup, sent)
     elif judgement.verdict and marked_up:
         other = _judged(from_markup, sent)
-        if other.why is Why.STRUCK or other.verdict not in {None, judgement.verdict}:
+        if from_markup.lines and other.verdict != judgement.verdict:
             judgement = Judgement(None, Why.STRUCK if other.why is Why.STRUCK else Why.PARTS_DIFFER)
     if any(part.content_type == _REACTION for part in mail.walk()):
         judgement = Judgement(None, Why.REACTION)
@@ -92,9 +92,11 @@ def _judged(new: NewText, sent: Sent) -> Judgement:
         return Judgement(None, Why.BELOW if new.below else Why.EMPTY)
     if any(STRUCK in line for line in new.lines):
         return Judgement(None, Why.STRUCK)
+    if UNREAD in new.lines:
+        return Judgement(None, Why.UNREAD)
     lines = _after_greeting(new.lines)
     said = judge(lines[0], sent.language)
-    back = _taken_back(said, lines[1:], sent) if said.verdict else None
+    back = _taken_back(said, lines, sent) if said.verdict else None
     return Judgement(None, back) if back else said
 
 
@@ -104,15 +106,21 @@ def _after_greeting(lines: tuple[str, ...]) -> tuple[str, ...]:
     return lines[following:] if following > 1 and greets(lines[0]) else lines
 
 
-def _taken_back(said: Judgement, rest: Sequence[str], sent: Sent) -> Why | None:
+def _taken_back(said: Judgement, lines: Sequence[str], sent: Sent) -> Why | None:
     """Return why the lines below a verdict leave it none: "?", "if ...", the other verdict."""
-    filled = [line for line in rest if line]
+    filled = [line for line in lines[1:] if line]
     if not filled:
         return None
     if not filled[0].strip("?\u061f\uff1f "):
         return Why.QUESTION
     if takes_back(filled[0], {*said.languages, sent.language}):
         return Why.CONDITION
+    # "approved" and below it "by Bob?": no stop, no blank line, no capital, so it may be one sentence.
+    if lines[1][:1].islower() and not lines[0].endswith((".", "!")):
+        if lines[1].endswith("?"):
+            return Why.QUESTION
+        if said.verdict == "approve" and denies(lines[1], {*said.languages, sent.language}):
+            return Why.NEGATED
     verdicts = {decides(line, sent.language) for line in filled}
     return Why.BOTH if verdicts - {None, said.verdict} else None
 
@@ -143,7 +151,7 @@ def _lines(part: Part) -> list[str]:
     if part.parameters.get("format", "").lower() == "flowed":
         lines = _unflowed(lines, delsp=part.parameters.get("delsp", "").lower() == "yes")
     # A line that the bound cut off may say more than is seen of it.
-    return lines if whole else lines[:-1]
+    return lines if whole else [*lines[:-1], UNREAD]
 
 
 def _unflowed(lines: list[str], *, delsp: bool) -> list[str]:
@@ -180,7 +188,7 @@ def _out_of_office_text(mail: Part, sent: Sent) -> str:
 
 def _clean(line: str) -> str:
     """Return `line` without control, private or unpaired characters, nor any that reorder or hide text."""
-    line = visible(line.replace(STRUCK, "").replace(CUT, ""))
+    line = visible(line.replace(STRUCK, "").replace(CUT, "").replace(UNREAD, ""))
     return "".join(
         " " if category == "Cc" else c
         for c in line

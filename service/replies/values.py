@@ -34,7 +34,8 @@ class Why(StrEnum):
     NEGATED = "negated"  #: "do not approve"
     CONDITION = "condition"  #: "approve if ..."
     REACTION = "reaction"  #: an emoji reaction by mail: as often "seen" as "yes"
-    STRUCK = "struck"  #: some of the new text is struck through
+    STRUCK = "struck"  #: some of the new text is struck through, or hardly to be seen
+    UNREAD = "unread"  #: more than is read stands below, and may say otherwise
     PARTS_DIFFER = "parts differ"  #: the plain and the HTML part do not say the same
     UNKNOWN_WORDS = "unknown words"  #: anything else
 

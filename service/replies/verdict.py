@@ -68,6 +68,8 @@ def _said(line: str, language: str) -> Judgement | Why | None:
     words, folded = lexicon(), _folded(line)
     if _QUESTION.search(folded):
         return Why.QUESTION
+    if folded.startswith("\u00bb") and not folded.endswith("\u00ab"):
+        return None  # some mark quoted lines so
     # Only the beginning of a long line was looked at, and a comma says that more is to come.
     if len(line) > MAX_LINE or _HESITATION.search(folded) or _UNFINISHED.search(folded):
         return None
@@ -103,6 +105,12 @@ def takes_back(line: str, languages: Collection[str]) -> bool:
     if folded.strip(" .!") in words.negations(languages):
         return True
     return any(_begins(folded, opener) for opener in words.conditions(languages))
+
+
+def denies(line: str, languages: Collection[str]) -> bool:
+    """Tell whether `line` begins with a denial in one of `languages`: "not this one"."""
+    folded = fold(line[:MAX_LINE])
+    return any(_begins(folded, opener) for opener in lexicon().negations(languages))
 
 
 def _segment(segment: str, language: str, words: Lexicon) -> Judgement | None:
