@@ -4,7 +4,7 @@
 a message                                     is answered
 ============================================  ==========================================
 to an address we did not sign                 550 to RCPT, before any content
-when the engine or DNS is away                451: the sender's server keeps it and retries
+when engine or DNS are away, or time is up    451: the sender's server keeps it and retries
 from a machine                                250, and silence; an absence or a delay is noted
 that no mail program writes                   554
 from anyone but the approver, or unproven     250, and the approver is asked to confirm
@@ -43,10 +43,13 @@ log = logging.getLogger("approvals.mailbox")
 
 #: Seconds that a message waits for the engine; then its sender's server keeps it.
 ENGINE_PATIENCE = 10.0
+#: Seconds for reading a message; the worst known takes a tenth of one.
+READING_SECONDS = 10.0
 #: The peer of whoever hands a message in on this machine, without a network between.
 LOOPBACK = "127.0.0.1"
 DONE = "250 2.0.0 Done"
 RECORDED = "250 2.0.0 Recorded"
+LATER = "451 4.3.0 This message can't be read now, try again"
 UNREADABLE = "554 5.6.0 This message can't be read as a reply"
 
 
@@ -126,7 +129,14 @@ class Mailbox:
     async def _act(
         self, kind: AddressKind, ballot: Ballot, raw: bytes, mail_from: str | None, peer: str
     ) -> str:
-        reading = await asyncio.to_thread(read_reply, raw, self._sent(ballot), envelope_from=mail_from)
+        try:
+            async with asyncio.timeout(READING_SECONDS):
+                reading = await asyncio.to_thread(
+                    read_reply, raw, self._sent(ballot), envelope_from=mail_from
+                )
+        except TimeoutError:
+            log.warning("approval %s: a message could not be read in time", ballot.ask.approval_id)
+            return LATER
         log.debug("a message for %s: %s", ballot.ask.approval_id, type(reading).__name__)
         if kind == "bounce":
             return await self._bounced(ballot, reading)
