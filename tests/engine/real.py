@@ -1,4 +1,13 @@
-"""The engines that live elsewhere, each where the environment names it, for tests that run on all of them."""
+"""The engines that live elsewhere, each where the environment names it, for tests that run on all of them.
+
+``RESONATE_URL``
+    a Resonate server 0.9.8 started for the tests alone: it is emptied, and looks often::
+
+        resonate dev --debug --server-bind 127.0.0.1 --tasks-retry-timeout 2000
+            --messages-poll-interval 5 --timeouts-poll-interval 20
+``RESONATE_PG_SQL``
+    the path of ``resonate.sql`` of resonatehq/resonate-pg; Postgres 18 comes with a package.
+"""
 
 import functools
 import os
@@ -9,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 if TYPE_CHECKING:
@@ -18,11 +28,17 @@ if TYPE_CHECKING:
 SERVER, POSTGRES = "RESONATE_URL", "RESONATE_PG_SQL"
 
 
-def server_url() -> str:
-    """Return the address of a Resonate server 0.9.8, or skip."""
+def server_url(*, empty: bool = False) -> str:
+    """Return the address of a Resonate server 0.9.8, emptied on demand (it needs ``--debug``), or skip."""
     url = os.environ.get(SERVER)
     if not url:
         pytest.skip(f"{SERVER} names no server")
+    # An earlier test may have stopped its clock.
+    for kind in ("debug.stop", "debug.reset") if empty else ():
+        head = {"corrId": "c", "version": "2026-04-01"}
+        answer = httpx.post(url, json={"kind": kind, "head": head, "data": {}})
+        if answer.status_code != httpx.codes.OK:
+            pytest.skip(f"{SERVER} names a server that can't be emptied: start it with --debug")
     return url
 
 

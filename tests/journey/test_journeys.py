@@ -11,6 +11,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from service.demo import free_ports
 from service.smtpd import Listener
+from tests.engine.real import postgres_url, server_url
 from tests.journey.house import (
     Person,
     environment,
@@ -24,10 +25,26 @@ from tests.journey.house import (
 )
 
 
-@pytest.fixture(params=["sqlite, local inbox", "memory, local inbox", "sqlite, MailHog"])
+@pytest.fixture(
+    params=[
+        "sqlite, local inbox",
+        "memory, local inbox",
+        "server, local inbox",
+        "postgres, local inbox",
+        "sqlite, MailHog",
+    ]
+)
 async def person(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Person]:
     """A person in front of a running service."""
-    engine = f"sqlite:///{tmp_path}/approvals.db" if "sqlite" in request.param else "memory:"
+    match request.param.partition(",")[0]:
+        case "sqlite":
+            engine = f"sqlite:///{tmp_path}/approvals.db"
+        case "memory":
+            engine = "memory:"
+        case "server":
+            engine = server_url(empty=True)
+        case _:
+            engine = postgres_url()
     if "MailHog" in request.param:
         async with mailhog() as (smtp, http):
             env = environment(tmp_path, ENGINE=engine, SMTP=f"smtp://{smtp}", INBOX="off")
