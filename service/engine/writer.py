@@ -53,6 +53,11 @@ class Writer:
             self._thread.join()
             raise self._failure
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is done: it was closed, or a defect has ended its thread."""
+        return self._closing
+
     def submit(self, job: Job) -> bool:
         """Queue a job; False once closed."""
         with self._wake:

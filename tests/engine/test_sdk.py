@@ -14,6 +14,7 @@ from resonate.types import PromiseCreateReq, Value
 from resonate_base import ConnectorError, Network, Source
 
 from service.engine import Engine, open_engine, sqlite_path
+from service.engine.clock import now_ms
 from service.errors import SettingsError
 from tests.engine.live import PATIENCE, running, sdk, soon, sqlite_url, stored, until
 
@@ -267,7 +268,7 @@ async def test_a_release_that_failed_with_the_disk_is_made_good(url: str) -> Non
         with pytest.raises(ConnectorError):
             await r._sender.task_release("a", created.task.version)
         database._db.execute("PRAGMA query_only = 0")
-        await r.promises.get("a")
+        await r.promises.create("b", now_ms() + 60_000, Value(), {})
         await until(lambda: stored(engine, "a")[1].state == "pending")
 
 
@@ -298,7 +299,9 @@ async def test_a_writer_that_dies_leaves_nobody_waiting(url: str) -> None:
     database.run = die
     for id_ in ("in hand", "after"):
         with pytest.raises(ConnectorError, match="closed"):
-            await soon(r.promises.get(id_))
+            await soon(r.promises.create(id_, now_ms() + 60_000, Value(), {}))
+    with pytest.raises(ConnectorError, match="closed"):
+        await soon(r.promises.get("a"))
     await engine.close()
 
 
