@@ -37,7 +37,7 @@ from service.journal import Journal
 from service.letters import Letters
 from service.replies import Ignored, Reading, Reason, Reply, Sent, Unverified, read_reply
 from service.senders import Doubted, Trust, Trusted, Unavailable
-from service.tokens import AddressKind, Tokens
+from service.tokens import AddressKind, Tokens, spell
 
 log = logging.getLogger("approvals.mailbox")
 
@@ -163,6 +163,8 @@ class Mailbox:
         approver = ballot.approver.email
         if reply.sender not in {approver, *self._aliases.get(approver, ())}:
             trust: Trust = Doubted("not from the approver")
+        elif not reply.names_letter:
+            trust = Doubted("nothing in it shows that it answers this letter")
         else:
             trust = await self._senders.check(raw, reply.sender, peer)
         match trust:
@@ -236,6 +238,7 @@ class Mailbox:
             text=self._letters.request_text(ballot, caps),
             reply_address=caps.reply_to,
             own_addresses=self._own_addresses | {caps.bounce_to},
+            thread=spell(ballot.key),
         )
 
     async def _with_engine[T](self, work: Coroutine[Any, Any, T]) -> T:

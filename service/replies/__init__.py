@@ -9,6 +9,7 @@ lost in silence. Whatever is not plainly a decision is asked back.
     mime      bounds first, then the parts
     signals   why a mail is neither acted on nor answered
     sender    exactly one From
+    thread    which letter it answers
     markup    HTML as lines
     newtext   what is new in them
     verdict   what one line says

@@ -14,7 +14,7 @@ class Sent:
     answered, all of theirs, joined by line breaks. `reply_address` is the full signed one;
     `own_addresses` ours in canonical form (From, envelope sender); `language` the
     BCP 47 primary subtag that the letter was written in: a word that means
-    something else there does not count.
+    something else there does not count. `thread` is what every Message-ID of its thread has.
     """
 
     subject: str
@@ -22,6 +22,7 @@ class Sent:
     reply_address: str
     own_addresses: frozenset[str] = frozenset()
     language: str = "en"
+    thread: str = ""
 
 
 class Why(StrEnum):
@@ -93,6 +94,7 @@ class Reply:
     authenticated. `read` is the first of the new text, for a letter that asks back:
     clean, at most 200 characters, perhaps empty. `comment` is what follows the
     verdict, clean, perhaps empty. `languages` are the BCP 47 tags whose phrase it was.
+    `names_letter` tells whether anything in its header shows that this letter is answered.
     """
 
     sender: str
@@ -102,6 +104,7 @@ class Reply:
     read: str = ""
     message_id: str | None = None
     languages: tuple[str, ...] = ()
+    names_letter: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

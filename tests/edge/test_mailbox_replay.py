@@ -1,0 +1,59 @@
+"""What an approver really wrote, and signed, decides only what they wrote it about."""
+
+import re
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann
+from tests.journey.house import Person
+
+
+async def asks_to_confirm(person: Person, approval_id: str, to: str, raw: bytes) -> None:
+    """Hand `raw` in and see that it decides nothing, and that the approver is told."""
+    assert (await person.deliver(ANN, to, raw)).startswith("250")
+    await person.letter(approval_id, kind="confirmation")
+    assert (await person.report(approval_id))["status"] == "pending"
+
+
+async def test_an_answer_to_one_request_does_not_decide_another(tmp_path: Path) -> None:
+    """The very same signed mail, sent again to another reply address of hers."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        first, second = await approval(person, "re-1"), await approval(person, "re-2")
+        raw = signed_by_ann(reply_to(first, "approve"))
+        await asks_to_confirm(person, "re-2", str(second["Reply-To"]), raw)
+        assert (await person.deliver(ANN, str(first["Reply-To"]), raw)).startswith("250")
+        assert (await person.report("re-1", wait=20))["status"] == "approved"
+
+
+async def test_a_yes_to_somebody_else_decides_nothing(tmp_path: Path) -> None:
+    """Whoever has a signed mail of hers, and an address from a copy of her question, has no vote."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        letter = await approval(person, "re-3")
+        lunch = EmailMessage()
+        lunch["Reply-To"], lunch["Subject"], lunch["Message-ID"] = (
+            "bob@corp.example",
+            "Lunch?",
+            "<1@b.example>",
+        )
+        lunch.set_content("Shall we?")
+        raw = signed_by_ann(reply_to(lunch, "Yes"))
+        await asks_to_confirm(person, "re-3", str(letter["Reply-To"]), raw)
+
+
+@pytest.mark.parametrize("left", ["To", "In-Reply-To", "Subject"])
+async def test_one_sign_of_the_letter_is_enough(tmp_path: Path, left: str) -> None:
+    """Gateways rewrite To, programs lose the thread, people change the subject; not all at once."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        letter = await approval(person, "re-4")
+        raw = reply_to(letter, "approve")
+        others = {"To": b"approvals@corp.example", "In-Reply-To": b"<x@y.example>", "Subject": b"My answer"}
+        for name, value in others.items():
+            if name != left:
+                raw = re.sub(
+                    rb"(?m)^%s: .*(\r\n[ \t].*)*" % name.encode(), name.encode() + b": " + value, raw
+                )
+        assert raw.count(b"Refund re-4") == (2 if left == "Subject" else 1)
+        assert (await person.deliver(ANN, str(letter["Reply-To"]), signed_by_ann(raw))).startswith("250")
+        assert (await person.report("re-4", wait=20))["status"] == "approved"
