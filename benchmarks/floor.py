@@ -85,7 +85,7 @@ def main() -> None:
     tokens = Tokens(settings.secret_keys, public_url=settings.public_url, reply_domain=settings.reply_domain)
     letters = Letters(sender=settings.sender, reply_domain=settings.reply_domain)
     floor: Any = Floor(Outbox(settings.smtp, fallback_sender="approvals@localhost"), letters, tokens)
-    web = Web(settings, approvals=floor, decisions=floor, tokens=tokens, pages=Pages())
+    web = Web(settings, approvals=floor, decisions=floor, lists=floor, tokens=tokens, pages=Pages())
     uvicorn.run(
         web.app, host=settings.http.host, port=settings.http.port, access_log=False, log_level="warning"
     )

@@ -34,6 +34,7 @@ from service.imap import Poller
 from service.inbox import Inbox, to_mailbox
 from service.journal import Journal
 from service.letters import Letters
+from service.lists import Lists
 from service.mailbox import Mailbox
 from service.outbox import Outbox
 from service.pages import Pages
@@ -173,7 +174,14 @@ async def running(
         resonate.start()
         stack.push_async_callback(resonate.stop)
         if "gateway" in roles:
-            web = Web(settings, approvals=approvals, decisions=decisions, tokens=tokens, pages=Pages())
+            web = Web(
+                settings,
+                approvals=approvals,
+                decisions=decisions,
+                lists=Lists(engine, approvals),
+                tokens=tokens,
+                pages=Pages(),
+            )
             await stack.enter_async_context(_serving(web.app, sockets["HTTP"]))
             stack.callback(web.hang_up)
         yield Running(

@@ -6,6 +6,7 @@
                       its value the final report
     <id>:1 ...        one promise an approver, and the arbiter where they share one
     ballot.<key>      a ballot's record, found by the key that capabilities carry
+    entry.<key>       an approval's entry in lists, where its own promise can't be one
 
 Everything a page, a letter or a report says follows from these, so that there
 is no second store that could disagree.
@@ -96,11 +97,11 @@ class Approvals:
         if promise.tags.get(BORN_TAG) == born:
             ask = read_ask(promise)
             return tally(ask, None, [None] * len(ask.approvers)), True
-        return await self._report(promise), False
+        return await self.report(promise), False
 
     async def show(self, approval_id: str) -> Report:
         """Tell how an approval stands. Raises NotFound, EngineAway."""
-        return await self._report(await self._root(approval_id))
+        return await self.report(await self._root(approval_id))
 
     async def wait(self, approval_id: str, seconds: float, stop: asyncio.Event | None = None) -> Report:
         """Tell how it stands once it is closed, after `seconds`, or when `stop` is set.
@@ -142,7 +143,8 @@ class Approvals:
             raise NotFound(approval_id)
         return promise
 
-    async def _report(self, promise: PromiseRecord) -> Report:
+    async def report(self, promise: PromiseRecord) -> Report:
+        """Tell how the approval of this promise, its own, stands. Raises NotFound, EngineAway."""
         if promise.state == "resolved":
             return msgspec.convert(promise.value.data, Report)
         ask = read_ask(promise)
@@ -212,6 +214,19 @@ async def read_ballot(promises: Promises, key: bytes) -> Ballot:
     return Ballot(key=key, ask=read_ask(root), record=record, end=read_end(arbiter))
 
 
+async def list_approval(promises: Promises, root: PromiseRecord) -> None:
+    """Have lists show an approval whose own promise bears another program's tags."""
+    if root.tags.get(KIND_TAG) != APPROVAL:
+        entry, tags = _entry_id(root.id), {KIND_TAG: APPROVAL}
+        await promises.create(entry, root.timeout_at, Value(data=root.id), tags)
+
+
+async def list_closed(promises: Promises, root: PromiseRecord) -> None:
+    """Have lists find that approval among those that are closed."""
+    if root.tags.get(KIND_TAG) != APPROVAL:
+        await promises.resolve(_entry_id(root.id), Value())
+
+
 def read_ask(promise: PromiseRecord) -> Ask:
     """Return what an approval's own promise asks. Raises NotFound if it is no approval's."""
     request = _request_of(promise)
@@ -276,6 +291,10 @@ def milliseconds(at: datetime) -> int:
 
 def _record_id(key: bytes) -> str:
     return f"ballot.{spell(key)}"
+
+
+def _entry_id(approval_id: str) -> str:
+    return f"entry.{spell(ballot_key(approval_id, ''))}"
 
 
 def _request_of(promise: PromiseRecord) -> Request | None:

@@ -22,6 +22,7 @@ from service.approvals import Approvals, Clock, utc_now
 from service.decisions import Decisions
 from service.domain import Ballot, Choice, Closed, End, Report, to_wire
 from service.errors import ApprovalsError, BallotGone, EngineAway, FieldProblem, LinkInvalid, RequestInvalid
+from service.lists import Lists, read_filter
 from service.pages import MAX_COMMENT, Pages
 from service.requests import clean_text
 from service.settings import Settings, is_loopback
@@ -65,6 +66,7 @@ class Web:
         *,
         approvals: Approvals,
         decisions: Decisions,
+        lists: Lists,
         tokens: Tokens,
         pages: Pages,
         now: Clock = utc_now,
@@ -72,6 +74,7 @@ class Web:
         self._settings = settings
         self._approvals = approvals
         self._decisions = decisions
+        self._lists = lists
         self._tokens = tokens
         self._pages = pages
         self._now = now
@@ -82,6 +85,7 @@ class Web:
         self.app = Starlette(
             routes=[
                 Route("/approvals", self._api(self.open_approval), methods=["POST"]),
+                Route("/approvals", self._api(self.list_approvals), methods=["GET"]),
                 Route("/approvals/{id}", self._api(self.show_approval), methods=["GET"]),
                 Route("/start-workflow", self._api(self.start_workflow), methods=["POST"]),
                 Route("/decide/{token:path}", self._page(self.show_ballot), methods=["GET", "HEAD"]),
@@ -103,6 +107,11 @@ class Web:
         """201 for a new approval, 200 for the same again, 409 for another under its id."""
         report, new = await self._approvals.open(await _json_body(request))
         return _json(report, 201 if new else 200, {"Location": f"/approvals/{report.id}"})
+
+    async def list_approvals(self, request: HttpRequest) -> Response:
+        """List approvals by ``?status=`` and ``?approver=``, in the order of their ids."""
+        reports, cursor = await self._lists.page(read_filter(request.query_params))
+        return _answer({"items": [to_wire(report) for report in reports], "next_cursor": cursor})
 
     async def show_approval(self, request: HttpRequest) -> Response:
         """Tell how an approval stands, at once or as soon as it is closed within ``?wait=``."""

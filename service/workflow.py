@@ -22,7 +22,7 @@ from resonate.context import Context, ResonateFuture
 from resonate.error import PlatformError, ResonateError, Suspended
 from resonate.promises import Promises
 from resonate.resonate import Resonate
-from resonate.retry import Exponential
+from resonate.retry import Exponential, Never
 from resonate.types import Value
 
 from service.answers import ANSWER_LIFE, Answer
@@ -31,6 +31,8 @@ from service.approvals import (
     APPROVAL,
     Clock,
     instant,
+    list_approval,
+    list_closed,
     milliseconds,
     read_ask,
     read_ballot,
@@ -81,14 +83,16 @@ class Ports:
 
 def register(resonate: Resonate) -> None:
     """Make the durable functions known to a worker."""
-    resonate.register(approval, name=APPROVAL, version=1)
-    resonate.register(answer, name=ANSWER, version=1)
+    # The SDK's own policy would retry a body that fails at once for ever, with a permit and a lease in
+    # its hand; what is worth another try is in leaves.
+    resonate.register(approval, name=APPROVAL, version=1, retry_policy=Never())
+    resonate.register(answer, name=ANSWER, version=1, retry_policy=Never())
 
 
 # ── One approval, from top to bottom ──────────────────────────────────────────
 
 
-async def approval(ctx: Context, request: dict[str, Any]) -> dict[str, Any]:
+async def approval(ctx: Context, request: object) -> dict[str, Any]:
     """Ask the approvers of `request` and return the report of how it ended."""
     try:
         approvers = people(read_request(request))
@@ -204,7 +208,9 @@ async def enrol(ctx: Context, seat_ids: list[str], arbiter_id: str) -> int:
     """Write each ballot's record; return the milliseconds left until the approval is due."""
     with engine_at_hand():
         ports = ctx.get_dependency(Ports)
-        ask = read_ask(await ports.promises.get(ctx.info.parent_id))
+        root = await ports.promises.get(ctx.info.parent_id)
+        await list_approval(ports.promises, root)
+        ask = read_ask(root)
         for position, seat_id in enumerate(seat_ids):
             record = BallotRecord(
                 approval_id=ask.approval_id, position=position, promise=seat_id, arbiter=arbiter_id
@@ -261,6 +267,7 @@ async def close(ctx: Context, arbiter_id: str, seat_ids: list[str], timers: list
         ]
         for timer in timers:
             await ports.promises.resolve(timer, Value())
+        await list_closed(ports.promises, found[ctx.info.parent_id])
         report = tally(ask, end, seats)
         log.info("approval %s: %s", ask.approval_id, report.status)
         receipt = None

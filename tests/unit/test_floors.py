@@ -24,7 +24,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("settings",),
     ("engine",),
     ("approvals",),
-    ("answers", "decisions", "journal", "outbox"),
+    ("answers", "decisions", "journal", "lists", "outbox"),
     ("workflow",),
     ("sockets",),
     ("web", "mailbox", "imap", "inbox", "receive", "smtpd"),

@@ -11,6 +11,7 @@ from typer.main import get_command
 from service.approvals import Approvals
 from service.cli import app as command_line
 from service.decisions import Decisions
+from service.lists import Lists
 from service.pages import Pages
 from service.requests import parse_request
 from service.settings import KNOWN, PREFIX, SECRETS, load_settings
@@ -96,7 +97,8 @@ def test_every_route_is_told(tmp_path: Path) -> None:
     settings = load_settings("dev", {}, tmp_path)
     tokens = Tokens(settings.secret_keys, public_url=settings.public_url, reply_domain="localhost")
     approvals = Approvals.__new__(Approvals)  # routes are made without one
-    web = Web(settings, approvals=approvals, decisions=Decisions(approvals), tokens=tokens, pages=Pages())
+    decisions, lists = Decisions(approvals), Lists.__new__(Lists)
+    web = Web(settings, approvals=approvals, decisions=decisions, lists=lists, tokens=tokens, pages=Pages())
     paths = {re.sub(r"\{.*", "", route.path) for route in web.app.routes if isinstance(route, Route)}
     assert [path for path in sorted(paths) if path not in README] == []
 
