@@ -163,10 +163,10 @@ class Mailbox:
         approver = ballot.approver.email
         if reply.sender not in {approver, *self._aliases.get(approver, ())}:
             trust: Trust = Doubted("not from the approver")
-        elif not reply.names_letter:
-            trust = Doubted("nothing in it shows that it answers this letter")
         else:
             trust = await self._senders.check(raw, reply.sender, peer)
+        if isinstance(trust, Trusted) and not reply.names_letter(trust.covered):
+            trust = Doubted("nothing that its sender signed shows that it answers this letter")
         match trust:
             case Unavailable():
                 return "451 4.4.3 The sender can't be checked now, try again"

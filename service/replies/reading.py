@@ -12,7 +12,7 @@ from service.replies.mime import Exceeded, Part, parse
 from service.replies.newtext import Letter, NewText, new_text
 from service.replies.sender import message_id_of, sender_of
 from service.replies.signals import ignored
-from service.replies.thread import names_letter
+from service.replies.thread import signs_of
 from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
 from service.replies.verdict import Judgement, decides, denies, greets, judge, takes_back
 
@@ -57,7 +57,7 @@ def read_reply(raw: bytes, sent: Sent, *, envelope_from: str | None = None) -> R
         read=read,
         message_id=message_id,
         languages=judgement.languages,
-        names_letter=names_letter(mail.headers, sent),
+        signs=signs_of(mail.headers, sent),
     )
 
 

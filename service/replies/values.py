@@ -1,9 +1,16 @@
 """What a reply is read into. Everything here is a value; nothing here reads."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
 from service.domain import Choice
+
+#: A header field that names a letter of ours, and whether it is the one that was sent.
+type Sign = tuple[str, bool]
+
+#: The first kind of field that names a letter goes before those after it.
+_WEIGHT = (("to", "cc"), ("in-reply-to", "references"), ("subject",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +101,7 @@ class Reply:
     authenticated. `read` is the first of the new text, for a letter that asks back:
     clean, at most 200 characters, perhaps empty. `comment` is what follows the
     verdict, clean, perhaps empty. `languages` are the BCP 47 tags whose phrase it was.
-    `names_letter` tells whether anything in its header shows that this letter is answered.
+    `signs` are what its header says of the letter that it answers.
     """
 
     sender: str
@@ -104,7 +111,17 @@ class Reply:
     read: str = ""
     message_id: str | None = None
     languages: tuple[str, ...] = ()
-    names_letter: bool = False
+    signs: tuple[Sign, ...] = ()
+
+    def names_letter(self, covered: Container[str] | None = None) -> bool:
+        """Tell whether it shows that this letter is answered, by `covered` fields, or by any."""
+        for kind in _WEIGHT:
+            told = [
+                ours for name, ours in self.signs if name in kind and (covered is None or name in covered)
+            ]
+            if told:
+                return any(told)
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

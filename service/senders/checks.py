@@ -153,7 +153,8 @@ class _Claim:
                 if isinstance(policy, DnsUnavailable):
                     said = "dmarc record not known"
                 algorithm = signature.algorithm.decode()
-                return Trusted("dkim", f"key {signature.key_name}, {algorithm}, {said}")
+                detail = f"key {signature.key_name}, {algorithm}, {said}"
+                return Trusted("dkim", detail, signature.covered)
         chain = self.chain
         if chain and self._tried(partial(self._verify_chain, chain, answers)):
             return Trusted("arc", chain.detail)

@@ -8,6 +8,7 @@ flagged, an ``x=`` ten hours past, and expressions that go quadratic on blanks.
 import base64
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,18 +51,20 @@ class Signature:
     key_name: str
     algorithm: bytes
     same_identity: bool
+    #: The fields whose every instance in the mail it signs: of several, h= counts from below.
+    covered: frozenset[str]
 
 
 def candidates(mail: Mail, domain: str, now: float) -> tuple[list[Signature], list[str]]:
     """Return the signatures that could speak for `domain`, and why others can't."""
     found: list[Signature] = []
     reasons: list[str] = []
-    for index, field in enumerate(mail.all("dkim-signature")):
+    for index in range(len(mail.all("dkim-signature"))):
         if len(found) == MAX_SIGNATURES:
             reasons.append("further signatures were not read")
             break
         try:
-            found.append(_candidate(index, field, domain, now))
+            found.append(_candidate(mail, index, domain, now))
         except Refused as exc:
             reasons.append(str(exc))
     return found, reasons
@@ -158,8 +161,8 @@ def verify(mail: Mail, signature: Signature, key: bytes) -> None:
         raise Refused(f"{who} is of other header fields, or by another key")
 
 
-def _candidate(index: int, field: Field, domain: str, now: float) -> Signature:
-    tags = checked_tags(field, now)
+def _candidate(mail: Mail, index: int, domain: str, now: float) -> Signature:
+    tags = checked_tags(mail.all("dkim-signature")[index], now)
     signer, key_name = signer_of(tags)
     if not aligned(signer, domain):
         raise Refused(f"{signer} signed, which does not speak for {domain}")
@@ -171,4 +174,10 @@ def _candidate(index: int, field: Field, domain: str, now: float) -> Signature:
         key_name=key_name,
         algorithm=tags[b"a"],
         same_identity=identity.lower() == signer.encode(),
+        covered=_covered(mail, tags),
     )
+
+
+def _covered(mail: Mail, tags: dict[bytes, bytes]) -> frozenset[str]:
+    signed = Counter(name.strip().lower().decode("ascii", "replace") for name in tags[b"h"].split(b":"))
+    return frozenset(name for name, times in signed.items() if times >= len(mail.all(name)))

@@ -1,6 +1,6 @@
 """What checking a sender can come to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 type Method = Literal["address", "authserv-id", "dkim", "arc"]
@@ -12,6 +12,8 @@ class Trusted:
 
     method: Method
     detail: str
+    #: The fields whose every instance is signed, in lower case; None where nothing can be told.
+    covered: frozenset[str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,11 @@ def reply_to(
     return mail.as_bytes()
 
 
-def signed_by_ann(raw: bytes, domain: bytes = b"corp.example") -> bytes:
+def signed_by_ann(
+    raw: bytes,
+    domain: bytes = b"corp.example",
+    covered: tuple[bytes, ...] = (b"from", b"to", b"subject", b"date", b"message-id", b"in-reply-to"),
+) -> bytes:
     """Return `raw` with a DKIM signature of `domain` on top."""
-    covered = [b"from", b"to", b"subject", b"date", b"message-id"]
-    line: Any = dkim.sign(raw, b"s1", domain, _key().private, include_headers=covered)
+    line: Any = dkim.sign(raw, b"s1", domain, _key().private, include_headers=list(covered))
     return bytes(line) + raw

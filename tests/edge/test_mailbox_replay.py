@@ -42,6 +42,33 @@ async def test_a_yes_to_somebody_else_decides_nothing(tmp_path: Path) -> None:
         await asks_to_confirm(person, "re-3", str(letter["Reply-To"]), raw)
 
 
+@pytest.mark.parametrize("rewritten", ["To", "a second To", "a second Subject"])
+async def test_what_was_written_around_her_signature_is_no_sign(tmp_path: Path, rewritten: str) -> None:
+    """Exchange Online leaves To unsigned, and a field above the signed one of its name is anybody's."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        first, second = await approval(person, "re-5"), await approval(person, "re-6")
+        covered = (b"from", b"subject", b"date", b"message-id")
+        also = (b"to",) if rewritten == "a second To" else ()
+        raw = signed_by_ann(reply_to(first, "approve"), covered=(*covered, *also))
+        old, to = (str(letter["Reply-To"]) for letter in (first, second))
+        if rewritten == "To":
+            raw = raw.replace(old.encode(), to.encode())
+        elif rewritten == "a second To":
+            raw = f"To: {to}\r\n".encode() + raw
+        else:
+            raw = b"Subject: Re: Refund re-6\r\n" + raw.replace(b"\r\nIn-Reply-To:", b"\r\nX-Was:")
+        await asks_to_confirm(person, "re-6", to, raw)
+
+
+async def test_a_signature_over_the_subject_alone_is_enough(tmp_path: Path) -> None:
+    """An honest reply by way of Exchange Online shows its letter by the subject."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        letter = await approval(person, "re-7")
+        raw = signed_by_ann(reply_to(letter, "approve"), covered=(b"from", b"subject", b"date"))
+        assert (await person.deliver(ANN, str(letter["Reply-To"]), raw)).startswith("250")
+        assert (await person.report("re-7", wait=20))["status"] == "approved"
+
+
 @pytest.mark.parametrize("left", ["To", "In-Reply-To", "Subject"])
 async def test_one_sign_of_the_letter_is_enough(tmp_path: Path, left: str) -> None:
     """Gateways rewrite To, programs lose the thread, people change the subject; not all at once."""

@@ -19,7 +19,7 @@ def names(*fields: str, subject: str = "My answer", to: str = "approvals@corp.ex
     raw = raw.replace(f"To: Approvals <{REPLY_TO}>".encode(), b"To: " + to.encode())
     reading = read_reply(raw, SENT)
     assert isinstance(reading, Reply)
-    return reading.names_letter
+    return reading.names_letter()
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,14 @@ def test_the_first_sign_of_a_letter_of_ours_counts(
 def test_any_recipient_is_read(text: str) -> None:
     """Nothing in a field but the letter's own token or thread names the letter."""
     assert not names(f"Cc: {text}", f"References: {text}")
+
+
+def test_only_what_is_covered_counts() -> None:
+    """Of fields that anybody could have written anew none is a sign, neither for nor against."""
+    reply = Reply(sender=FROM, verdict="approve", why=None, signs=(("to", True), ("subject", True)))
+    assert reply.names_letter()
+    assert reply.names_letter({"subject"})
+    assert not reply.names_letter({"from"})
+    other = Reply(sender=FROM, verdict="approve", why=None, signs=(("to", False), ("subject", True)))
+    assert not other.names_letter()
+    assert other.names_letter({"subject"})
