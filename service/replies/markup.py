@@ -57,7 +57,7 @@ _HIDING: Final = re.compile(
 )
 #: Or not to be seen in some mail programs: whether its writer meant it can't be told.
 _STRIKING: Final = re.compile(
-    r"line-through|opacity\s*:\s*0?\.?0*(?![.\d])|color\s*:\s*transparent|font-size\s*:\s*[01]p[xt]"
+    r"line-through|opacity\s*:\s*(?:0?\.)?0++(?![.\d])|color\s*:\s*transparent|font-size\s*:\s*[01]p[xt]"
     r"|(?<![\w-])(?:max-)?(?:height|width)\s*:\s*0(?![.\d])|(?:left|top|indent)\s*:\s*-\d{3}"
 )
 _CSS_COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
