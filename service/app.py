@@ -38,6 +38,7 @@ from service.lists import Lists
 from service.mailbox import Mailbox
 from service.outbox import Outbox
 from service.pages import Pages
+from service.parked import Notes
 from service.requests import canonical_address
 from service.senders import Resolver, senders
 from service.settings import PREFIX, Endpoint, MailEndpoint, Settings
@@ -132,6 +133,7 @@ async def running(
             stack.push_async_callback(outbox.close)
             ports = Ports(promises=resonate.promises, mailer=outbox, letters=letters, tokens=tokens)
             resonate.with_dependency(ports)
+            engine.parking.told = Notes(resonate.promises).keep
             register(resonate)
 
         # The local inbox takes letters before the worker sends any.

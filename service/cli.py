@@ -1,5 +1,7 @@
 """The `approvals` command."""
 
+import asyncio
+import logging
 import os
 import sqlite3
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from service.endpoints import read_mail_endpoint
 from service.errors import SettingsError
@@ -70,6 +73,26 @@ def serve(
 def keys() -> None:
     """Print a fresh secret for APPROVALS_SECRET_KEYS."""
     typer.echo(fresh_key())
+
+
+@app.command()
+def check() -> None:
+    """Try the set-up of `serve` here: engine, mail server, links, reply domain. Exit 1 if a part fails."""
+    from service.check import findings
+
+    settings = settled(lambda: load_settings("serve"))
+    logging.disable()  # what is found is told below, once
+
+    async def told() -> bool:
+        good = True
+        async for found in findings(settings):
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[found.state]
+            console.print(f"[{colour}]{found.state:>5}[/]  [bold]{found.part:>8}[/]  {escape(found.text)}")
+            good = good and found.state != "fail"
+        return good
+
+    if not asyncio.run(told()):
+        raise SystemExit(1)
 
 
 @app.command()

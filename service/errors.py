@@ -4,6 +4,7 @@
 
     ApprovalsError
     ├── SettingsError         a setting is missing or malformed: stops the start
+    │   └── InUse             another process has the database
     ├── RequestInvalid        422  a field of a request breaks its rule
     ├── IdTaken               409  the id already names something else
     ├── NotFound              404  no such approval
@@ -50,6 +51,14 @@ class FieldProblem(msgspec.Struct, frozen=True):
 
     field: str
     message: str
+
+
+class InUse(SettingsError):
+    """Another process has the database; `holder` is its number, as far as is known."""
+
+    def __init__(self, name: str, problem: str, holder: str) -> None:
+        super().__init__(name, problem)
+        self.holder = holder
 
 
 class RequestInvalid(ApprovalsError):

@@ -24,7 +24,7 @@ from service.errors import FieldProblem, RequestInvalid
 #: Ids that callers may give; ids made by workflows may also hold ``:``.
 CALLER_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 #: Ids of our own records, named by a ballot's key: nobody may sit down there before them.
-_OUR_ID = re.compile(r"(ballot|entry|answer|signal|mail)\.[a-z2-7]{26}(\.|$)")
+_OUR_ID = re.compile(r"(ballot|entry|answer|signal|mail|parked)\.[a-z2-7]{26}(\.|$)")
 #: RFC 5321 4.5.3.1: the octets of a local part and of a path.
 MAX_LOCAL_PART, MAX_ADDRESS = 64, 254
 MAX_APPROVERS, MAX_FACTS = 50, 20

@@ -53,7 +53,7 @@ from service.engine.parking import Parked, Parking
 from service.engine.unix import unix_path
 from service.errors import SettingsError
 
-__all__ = ["Connection", "EmbeddedEngine", "Engine", "backup", "open_engine", "sqlite_path"]
+__all__ = ["Connection", "EmbeddedEngine", "Engine", "Parked", "backup", "open_engine", "sqlite_path"]
 
 #: How long a worker's tasks stay its own without a sign of life, on engines that outlive it.
 #: Signs are given twice as often; a letter at a slow mail server takes as long as it likes.
@@ -66,6 +66,11 @@ CONNECTIONS = 256
 
 async def _nothing() -> None:
     """Open or close nothing."""
+
+
+async def _no_advice() -> list[str]:
+    """Know nothing better."""
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,9 @@ class Engine:
     open_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
     close_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
     search_: Search = field(default=no_lists, repr=False)
+    advice_: Callable[[], Awaitable[list[str]]] = field(default=_no_advice, repr=False)
+    #: What to do where messages or timers are late.
+    slow: str = "the machine is busy, or its disk slow"
 
     async def search(
         self,
@@ -108,6 +116,10 @@ class Engine:
         Raises NoLists where the engine has none, and the SDK's ResonateError.
         """
         return await self.search_(state, tags or {}, limit, cursor)
+
+    async def advice(self) -> list[str]:
+        """Return what would make this engine, as it is set up, better: a line each."""
+        return await self.advice_()
 
     async def start(self) -> None:
         """Open the engine; SettingsError says in one line why that can't be."""
@@ -151,6 +163,7 @@ def _elsewhere(url: str, elsewhere: Elsewhere, group: str, pid: str, lease: time
         open_=partial(elsewhere.open, SETTING),
         close_=elsewhere.close,
         search_=searching(elsewhere),
+        slow="a Resonate server wants --messages-poll-interval 5 --timeouts-poll-interval 20",
     )
 
 
@@ -176,6 +189,8 @@ def _postgres(url: str, group: str, pid: str, lease: timedelta, *, works: bool) 
         open_=postgres.open,
         close_=postgres.close,
         search_=postgres.search,
+        advice_=postgres.advice,
+        slow="Postgres is busy, or far away",
     )
 
 

@@ -5,7 +5,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from service.errors import SettingsError
+from service.errors import InUse, SettingsError
 
 __all__ = ["FileLock"]
 
@@ -34,10 +34,11 @@ class FileLock:
         except OSError as exc:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
             os.close(fd)
-            raise SettingsError(
+            raise InUse(
                 "APPROVALS_ENGINE",
                 f"{self._database} is in use by process {holder or 'unknown'}; stop that one, "
                 "or give it the role `engine` and attach to it with http://",
+                holder or "unknown",
             ) from exc
         with contextlib.suppress(OSError):  # A full disk: the lock holds, only its note is missing.
             os.ftruncate(fd, 0)

@@ -37,6 +37,10 @@ _PROGRESS: Final = (_TASK + 'suspend"', _TASK + 'fulfill"', _TASK + 'fence"')
 _CREATES: Final = '"kind":"promise.create"'
 
 
+def _ignore(_: "Parked") -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class Parked:
     """A task that was given back `times` times in a row, first and last `since` and `last` (Unix time).
@@ -68,6 +72,8 @@ class Parking:
         self._send = send
         self._longest = longest
         self._start = start
+        #: Called once for each task that is parked.
+        self.told: Callable[[Parked], None] = _ignore
         self._tasks: dict[str, Parked] = {}
         self._reasons: dict[str, str] = {}
         self._kept: dict[asyncio.Task[None], tuple[str, dict[str, str] | None]] = {}
@@ -123,6 +129,7 @@ class Parking:
             return await self._send(req, headers)
         if before.times == 1:
             log.error("task %s can't be run here and waits, ever longer: %s", name, reason)
+            self.told(task)
         wait = min(FIRST_WAIT * 2 ** min(task.times - 2, 20), self._longest)
         waiting = asyncio.create_task(self._later(wait, req, headers))
         self._kept[waiting] = req, headers

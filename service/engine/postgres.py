@@ -58,6 +58,17 @@ _RIGHTS: Final = """
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'resonate'
 """
 
+#: A setting on a function keeps it from being inlined, and so from its index; then two rights.
+_SET_UP: Final = """
+    SELECT
+        (SELECT bool_or(p.proconfig IS NOT NULL) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+         WHERE n.nspname = 'resonate' AND p.proname = '_promise_timed'),
+        (SELECT bool_or(has_function_privilege(p.oid, 'EXECUTE')) FROM pg_proc p
+         JOIN pg_namespace n ON n.oid = p.pronamespace
+         WHERE n.nspname = 'resonate' AND p.proname = 'process_timeouts'),
+        has_table_privilege('resonate.promises', 'SELECT')
+"""
+
 #: A record as `promise.get` gives it; $now settles what is past its deadline.
 _SEARCH: Final = """
     SELECT * FROM (
@@ -183,6 +194,20 @@ class Postgres:
             raise ConnectorError(exc) from exc
         records = [_record(row) for row in rows[:limit]]
         return records, records[-1].id if len(rows) > limit else None
+
+    async def advice(self) -> list[str]:
+        """Return what an administrator should change, a line each."""
+        try:
+            async with self._sessions.connect() as db:
+                slow, fires, reads = await (await db.execute(_SET_UP)).fetchone() or (False, True, True)
+        except psycopg.Error as exc:
+            return [f"its set-up can't be read: {_line(exc)}"]
+        found = [
+            (slow, "to use its index: ALTER FUNCTION resonate._promise_timed(resonate.promises) RESET ALL"),
+            (not fires, "timers wait for pg_cron: GRANT EXECUTE ON FUNCTION resonate.process_timeouts"),
+            (not reads, "lists need a right: GRANT SELECT ON resonate.promises TO the service's role"),
+        ]
+        return [line for holds, line in found if holds]
 
     async def _fire(self) -> None:
         """Fire what is due, until cancelled; without the right to, leave it to pg_cron."""
