@@ -38,6 +38,8 @@ APPROVAL, ANSWER = "approval", "answer"
 #: Marks our promises for lists; a fresh value in BORN tells who created one.
 KIND_TAG, BORN_TAG = "approvals:kind", "approvals:born"
 APPROVER_TAG = "approvals:approver"
+#: Of one that was moved here from another engine: its birth there in ms, and that its letters are out.
+CREATED_TAG, ASKED_TAG = "approvals:created", "approvals:asked"
 
 #: Ids that callers give, and those that workflows make below them.
 _ANY_ID = re.compile(r"[A-Za-z0-9._:-]{1,512}")
@@ -232,7 +234,9 @@ def read_ask(promise: PromiseRecord) -> Ask:
     request = _request_of(promise)
     if request is None:
         raise NotFound(promise.id)
-    return definite(request, promise.id, instant(promise.created_at), instant(promise.timeout_at))
+    created_at = instant(int(promise.tags.get(CREATED_TAG, promise.created_at)))
+    ask = definite(request, promise.id, created_at, instant(promise.timeout_at))
+    return msgspec.structs.replace(ask, letters_out=ASKED_TAG in promise.tags)
 
 
 def read_end(promise: PromiseRecord) -> End | None:

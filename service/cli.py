@@ -96,6 +96,27 @@ def check() -> None:
 
 
 @app.command()
+def migrate(
+    target: Annotated[str, typer.Argument(help="The new engine's URL, as APPROVALS_ENGINE will be.")],
+    *,
+    leave: Annotated[
+        bool, typer.Option("--leave", help="Move what can be, and leave the rest behind.")
+    ] = False,
+) -> None:
+    """Move pending approvals from the embedded engine to another; the service must be stopped."""
+    from service.migrate import migrate as move
+
+    source, token = settled(load_engine)
+    done = run(lambda: move(source, target, token=token, leave=leave))
+    for name, why in done.left.items():
+        console.print(f"[yellow]left[/]   {escape(name)}: {escape(why)}")
+    console.print(f"[bold]moved[/]  {done.moved}")
+    if done.kept is None:
+        refuse("not everything can be moved; see above, or leave it with --leave")
+    console.print(f"Set APPROVALS_ENGINE to the new engine. What is closed stays in {done.kept}.")
+
+
+@app.command()
 def backup(target: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")]) -> None:
     """Copy the embedded engine's database while it runs."""
     from service.engine import backup as back_up
@@ -105,7 +126,7 @@ def backup(target: Annotated[Path, typer.Argument(help="The file to write; it mu
     if target.exists():
         refuse(f"{target} exists; a backup replaces nothing")
     try:
-        source = sqlite_path(load_engine())
+        source = sqlite_path(load_engine()[0])
         if not source.is_file():
             refuse(f"{source} does not exist; APPROVALS_ENGINE names the database")
         back_up(source, target)

@@ -87,6 +87,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     requester: Person | None
     created_at: datetime
     due_at: datetime
+    #: It was moved here from another engine when everybody had their letter.
+    letters_out: bool = False
 
 
 def parse_request(body: object) -> Request:

@@ -160,11 +160,11 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
     )
 
 
-def load_engine(env: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
-    """Return the engine's URL; nothing else is read or made."""
+def load_engine(env: Mapping[str, str] | None = None, folder: Path | None = None) -> tuple[str, str | None]:
+    """Return the engine's URL and the token; nothing else is read or made."""
     raw = _own(_given(_dotenv((folder or Path.cwd()) / ".env")) | _given(os.environ if env is None else env))
     try:
-        return _engine_url(raw.get("ENGINE", ENGINE))
+        return _engine_url(raw.get("ENGINE", ENGINE)), raw.get("ENGINE_TOKEN")
     except ValueError as exc:
         raise SettingsError(f"{PREFIX}ENGINE", str(exc)) from exc
 

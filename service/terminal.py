@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from service.errors import DemoFailed, SettingsError
+from service.errors import ApprovalsError, SettingsError
 
 #: The exit code for a set-up that can't run, as opposed to 1 for what failed while running.
 BAD_SETTING = 2
@@ -38,14 +38,14 @@ async def until_signal(work: Coroutine[Any, Any, None]) -> None:
         console.print("stopped")
 
 
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def run[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run `work`, with one line for each event and one for a bad setting."""
     _log_to_terminal()
     try:
-        asyncio.run(work())
+        return asyncio.run(work())
     except SettingsError as exc:
         refuse(str(exc))
-    except DemoFailed as exc:
+    except ApprovalsError as exc:
         console.print(f"[red]failed:[/] {escape(str(exc))}")
         raise SystemExit(1) from exc
 

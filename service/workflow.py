@@ -224,8 +224,8 @@ async def send_request(ctx: Context, key: str) -> Delivery:
     with engine_at_hand():
         ports = ctx.get_dependency(Ports)
         ballot = await read_ballot(ports.promises, unspell(key))
-        if ballot.end is not None:
-            return "sent"  # decided or closed meanwhile: nothing to ask any more
+        if ballot.end is not None or ballot.ask.letters_out:
+            return "sent"  # decided or closed meanwhile, or asked before it was moved here
         sent = await ports.mailer.send(ports.letters.request(ballot, ports.tokens.capabilities(ballot)))
         if isinstance(sent, Undeliverable):
             refused = Closed(reason="undeliverable", at=ports.now(), detail=f"{sent.code} {sent.text}"[:500])

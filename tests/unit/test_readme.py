@@ -85,7 +85,8 @@ def test_every_command_is_told_and_none_else() -> None:
     promised, _, missing = README.partition("## Not there yet")
     told = set(
         re.findall(
-            r"approvals (demo|dev|serve|keys|backup|receive|request|list|show|check|withdraw)\b", promised
+            r"approvals (demo|dev|serve|keys|migrate|backup|receive|request|list|show|check|withdraw)\b",
+            promised,
         )
     )
     assert commands == told
