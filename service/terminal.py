@@ -28,6 +28,7 @@ async def until_signal(work: Coroutine[Any, Any, None]) -> None:
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(name)
             signal.signal(name, signal.SIG_DFL)
+        console.print("stopping: what is in hand is finished first; a second signal stops at once")
         task.cancel()
 
     for name in (signal.SIGINT, signal.SIGTERM):

@@ -2,11 +2,18 @@
 
 import asyncio
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default as default_policy
 from pathlib import Path
 
 from service.demo import free_ports
+from service.smtpd import Listener
+from tests.durable.cluster import MailServer
 from tests.durable.test_kill import service, started
-from tests.journey.house import Person, environment, link_of, reachable
+from tests.journey.house import Person, environment, eventually, link_of, reachable
 
 
 async def test_with_the_engine_away_callers_hear_so(tmp_path: Path) -> None:
@@ -85,3 +92,77 @@ async def test_backup_replaces_nothing_and_fails_in_a_line(tmp_path: Path) -> No
         env | {"APPROVALS_ENGINE": f"sqlite:///{tmp_path}/copy.db"}, tmp_path, how=signal.SIGTERM
     ) as person:
         assert (await person.report("b-1"))["status"] == "pending"
+
+
+async def test_a_stop_finishes_what_is_in_hand(tmp_path: Path) -> None:
+    """SIGTERM while a mail server thinks about a letter: its answer is waited for, and counts."""
+    server = MailServer(holds=True)
+    with listening(server) as port:
+        env = environment(tmp_path, SMTP=f"smtp://127.0.0.1:{port}", INBOX="off")
+        process = await asked(env, tmp_path, server)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(1.0)  # a stop that does not wait would have ended by now
+        ended_early = process.returncode
+        assert ended_early is None
+        server.holds = False
+        out, err = await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode == 0, err
+        assert b"stopping" in out
+        async with service(env, tmp_path) as person:
+            await person.press(link_of(letter_of(server)))
+            assert (await person.report("s-2", wait=20))["status"] == "approved"
+        assert len(server.letters) == 1
+
+
+async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    """Whoever can't wait loses nothing: the letter goes out again, byte for byte."""
+    server = MailServer(holds=True)
+    with listening(server) as port:
+        env = environment(tmp_path, SMTP=f"smtp://127.0.0.1:{port}", INBOX="off")
+        process = await asked(env, tmp_path, server)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)  # two signals in one moment are one
+        await asyncio.wait_for(process.communicate(), 5)
+        assert process.returncode == -signal.SIGTERM
+        server.holds = False
+
+        async def again() -> bool | None:
+            return len(server.letters) == 2 or None
+
+        async with service(env, tmp_path):
+            await eventually(again, "the letter goes out again")
+        assert server.letters[0] == server.letters[1]
+
+
+async def asked(env: dict[str, str], folder: Path, server: MailServer) -> asyncio.subprocess.Process:
+    """Start the service and ask; return it once the mail server has the letter, and thinks."""
+    process = await started(env, folder)
+    api = f"http://{env['APPROVALS_HTTP']}"
+    await reachable(f"{api}/readyz")
+    person = Person(api, "", ("127.0.0.1", 0))
+    async with person.http:
+        assert (await person.ask("s-2")).status_code == 201
+
+    async def taken() -> bool | None:
+        return bool(server.letters) or None
+
+    await eventually(taken, "the letter is at the mail server")
+    return process
+
+
+@contextmanager
+def listening(server: MailServer) -> Iterator[int]:
+    """Run a mail server; give its port."""
+    listener = Listener(server, setting="TEST", host="127.0.0.1", port=0)
+    listener.start()
+    try:
+        yield listener.port
+    finally:
+        server.holds = False
+        listener.stop()
+
+
+def letter_of(server: MailServer) -> EmailMessage:
+    """Return the first letter."""
+    return message_from_bytes(server.letters[0], policy=default_policy)
