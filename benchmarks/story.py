@@ -9,7 +9,8 @@ durable. The embedded engine always; a server where ``RESONATE_URL`` names one,
 any other with ``--engine URL``. Both processes share the machine's cores.
 
 starts_s     approvals asked for, until the mail server has the last letter, per second
-decides_s    links opened and buttons pressed, until the last approval is closed, per second
+opens_s      links of the letters opened, until the last page is here, per second
+decides_s    buttons of these pages pressed, until the last approval is closed, per second
 replies_s    replies by SMTP, until the last approval is closed, per second
 letter_ms    POST /approvals until the mail server has the letter, one at a time, p50 and p99
 applied_ms   the button's POST until a caller who waits has the outcome, one at a time, p50 and p99
@@ -133,11 +134,6 @@ class World:
         async with self._http.post(link, data=form, headers=headers) as page:
             assert page.status == 200, await page.text()
 
-    async def decided(self, name: str) -> None:
-        """Open the link and press the button."""
-        link = self._mail.link(name)
-        await self.pressed(link, *await self.opened(link))
-
     async def outcome(self, name: str, wait: int = 60) -> str:
         """Return the status, once it is closed."""
         async with self._http.get(f"/approvals/{name}?wait={wait}") as answer:
@@ -167,23 +163,38 @@ async def each(work: Callable[[str], Awaitable[None]], names: list[str]) -> None
     await asyncio.gather(*(hand() for _ in range(AT_ONCE)))
 
 
-async def burst(world: World, tag: str, *, size: int, reply: bool) -> tuple[float, float]:
-    """Return starts and decisions per second of `size` approvals."""
+async def burst(world: World, mail: MailServer, tag: str, *, size: int, reply: bool) -> dict[str, float]:
+    """Return what `size` approvals do per second, from the request to the outcome."""
     names = [f"{tag}-{n}" for n in range(size)]
-    begun = time.perf_counter()
-    await each(world.started, names)
-    started = time.perf_counter() - begun
-    begun = time.perf_counter()
+    forms: dict[str, tuple[str, bytes, dict[str, str]]] = {}
+
+    async def opened(name: str) -> None:
+        link = mail.link(name)
+        forms[name] = link, *await world.opened(link)
+
+    async def pressed(name: str) -> None:
+        await world.pressed(*forms[name])
+
+    rates = {"starts_s": size / await timed(each(world.started, names))}
     if reply:
-        await asyncio.gather(*(world.replied(names[n::8]) for n in range(8)))
+        answers = asyncio.gather(*(world.replied(names[n::8]) for n in range(8)))
+        rates["replies_s"] = size / await timed(answers, *map(world.outcome, names[-AT_ONCE:]))
     else:
-        await each(world.decided, names)
-    # The last ones close last; whether all did is looked at when the clock has stopped.
-    await asyncio.gather(*(world.outcome(name) for name in names[-AT_ONCE:]))
-    decided = time.perf_counter() - begun
-    open_still = [name for name in names if await world.outcome(name, wait=0) != "approved"]
-    assert not open_still, open_still
-    return size / started, size / decided
+        rates["opens_s"] = size / await timed(each(opened, names))
+        # The last ones close last; whether all did is looked at when the clock has stopped.
+        pressing = each(pressed, names)
+        rates["decides_s"] = size / await timed(pressing, *map(world.outcome, names[-AT_ONCE:]))
+    still_open = [name for name in names if await world.outcome(name, wait=0) != "approved"]
+    assert not still_open, still_open
+    return rates
+
+
+async def timed(first: Awaitable[Any], *then: Awaitable[Any]) -> float:
+    """Return the seconds that `first` takes, and all of `then` after it."""
+    begun = time.perf_counter()
+    await first
+    await asyncio.gather(*then)
+    return time.perf_counter() - begun
 
 
 async def singles(world: World, mail: MailServer, count: int) -> tuple[list[float], list[float]]:
@@ -249,9 +260,10 @@ async def measure(
         async with session:
             await ready(session)
             world = World(session, mail, mailbox)
-            await burst(world, "warm", size=100, reply=False)
-            rates = [await burst(world, f"b{n}", size=size, reply=False) for n in range(bursts)]
-            by_reply = [await burst(world, f"r{n}", size=size, reply=True) for n in range(bursts * replies)]
+            await burst(world, mail, "warm", size=100, reply=False)
+            rates = [await burst(world, mail, f"b{n}", size=size, reply=False) for n in range(bursts)]
+            if replies:
+                rates += [await burst(world, mail, f"r{n}", size=size, reply=True) for n in range(bursts)]
             letters, applied = await singles(world, mail, count)
     except Exception:
         print((folder / "log").read_text()[-3000:], file=sys.stderr)
@@ -260,11 +272,10 @@ async def measure(
         process.send_signal(signal.SIGTERM)
         process.wait(30)
     figures: dict[str, Any] = {
-        "starts_s": round(statistics.median(starts for starts, _ in rates)),
-        "decides_s": round(statistics.median(decides for _, decides in rates)),
+        name: round(statistics.median(rate[name] for rate in rates if name in rate))
+        for name in ("starts_s", "opens_s", "decides_s", "replies_s")
+        if any(name in rate for rate in rates)
     }
-    if by_reply:
-        figures["replies_s"] = round(statistics.median(decides for _, decides in by_reply))
     return figures | {"letter_ms": p50_p99(letters), "applied_ms": p50_p99(applied)}
 
 

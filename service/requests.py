@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.errors import HeaderParseError
 from email.headerregistry import Address
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
@@ -199,6 +199,7 @@ def parse_due(text: str) -> timedelta | datetime:
         raise ValueError("an ISO 8601 duration such as P3D, or an instant with its zone") from exc
 
 
+@lru_cache(maxsize=4096)  # the same few people are asked again and again
 def canonical_address(text: str) -> str:
     """Return an address in the one form we compare: lower case, the domain in punycode.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.markup import escape
 
@@ -43,7 +44,7 @@ def run[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run `work`, with one line for each event and one for a bad setting."""
     _log_to_terminal()
     try:
-        return asyncio.run(work())
+        return asyncio.run(work(), loop_factory=uvloop.new_event_loop)
     except SettingsError as exc:
         refuse(str(exc))
     except ApprovalsError as exc:

@@ -10,8 +10,9 @@ is a new version beside the old one, never an edit.
 """
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -99,7 +100,7 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
     except RequestInvalid as exc:  # any language may call: a result that names the field, not a retry
         return {"status": "invalid", "problems": msgspec.to_builtins(exc.problems)}
 
-    leaf = ctx.options(retry_policy=LEAF_RETRIES)
+    patient = ctx.options(retry_policy=LEAF_RETRIES)
 
     # 1. A promise for each approver; votes go to the arbiter, so that only one can win.
     seats = [ctx.promise(FOREVER) for _ in approvers]
@@ -107,7 +108,7 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
     arbiter_id, seat_ids = await arbiter.id(), [await seat.id() for seat in seats]
 
     # 2. Ballots that can be found, and the deadline. On a replay the first timer stands.
-    left = await leaf.run(enrol, seat_ids, arbiter_id)
+    left = await patient.run(enrol, seat_ids, arbiter_id)
     deadline = ctx.sleep(timedelta(milliseconds=left))
     timers = [deadline]
 
@@ -115,7 +116,7 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
     unsent, attempt = list(range(len(seats))), 0
     keys = [spell(ballot_key(ctx.info.id, approver.email)) for approver in approvers]
     while unsent:
-        tries = [leaf.run(send_request, keys[n]) for n in unsent]
+        tries = [patient.run(send_request, keys[n]) for n in unsent]
         deliveries = [await one for one in tries]
         unsent = [n for n, delivery in zip(unsent, deliveries, strict=True) if delivery == "later"]
         if unsent:
@@ -132,7 +133,7 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
 
     # 5. Close what is still open, whoever won; then the voice of the one who decided is answered.
     timer_ids = [await timer.id() for timer in timers]
-    closed: dict[str, Any] = await leaf.run(close, arbiter_id, seat_ids, timer_ids)
+    closed: dict[str, Any] = await patient.run(close, arbiter_id, seat_ids, timer_ids)
     if closed["receipt"] is not None:
         await ctx.options(timeout=ANSWER_LIFE).detached(ANSWER, closed["receipt"])
     await all_settled(*timers, *seats)
@@ -191,6 +192,12 @@ def pause_after(attempt: int) -> timedelta:
 # ── Leaves: every effect, each safe to run twice ──────────────────────────────
 
 
+def leaf[F: Callable[..., Any]](function: F) -> F:
+    """Have a leaf's signature read once, and not at each of its calls as the SDK does."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
 @contextmanager
 def engine_at_hand() -> Iterator[None]:
     """Give the task back when the engine fails a leaf, instead of failing the approval.
@@ -204,6 +211,7 @@ def engine_at_hand() -> Iterator[None]:
         raise PlatformError([exc]) from exc
 
 
+@leaf
 async def enrol(ctx: Context, seat_ids: list[str], arbiter_id: str) -> int:
     """Write each ballot's record; return the milliseconds left until the approval is due."""
     with engine_at_hand():
@@ -219,6 +227,7 @@ async def enrol(ctx: Context, seat_ids: list[str], arbiter_id: str) -> int:
         return max(0, milliseconds(ask.due_at) - milliseconds(ports.now()))
 
 
+@leaf
 async def send_request(ctx: Context, key: str) -> Delivery:
     """Try the letter to one approver; an address that is refused for good ends their seat."""
     with engine_at_hand():
@@ -233,6 +242,7 @@ async def send_request(ctx: Context, key: str) -> Delivery:
         return _delivery(sent, ballot, "request")
 
 
+@leaf
 async def send_answer(ctx: Context, order: dict[str, Any]) -> Delivery:
     """Try one letter in answer."""
     with engine_at_hand():
@@ -243,6 +253,7 @@ async def send_answer(ctx: Context, order: dict[str, Any]) -> Delivery:
         return _delivery(sent, ballot, wanted.kind)
 
 
+@leaf
 async def close(ctx: Context, arbiter_id: str, seat_ids: list[str], timers: list[str]) -> dict[str, Any]:
     """End what is still open and return the report, and the receipt to send if there is one.
 
@@ -277,6 +288,7 @@ async def close(ctx: Context, arbiter_id: str, seat_ids: list[str], timers: list
         return {"report": to_wire(report), "receipt": msgspec.to_builtins(receipt)}
 
 
+@leaf
 def keep(_: Context, index: int) -> int:
     """Journal `index`."""
     return index
