@@ -12,6 +12,7 @@ decides_s    approvals decided and done, per second, all at once
 ack_ms       a decision until it is acknowledged, one at a time, p50 and p99
 resumed_ms   a decision until the workflow runs on, one at a time, p50 and p99
 open_ms      opening the file until requests are answered
+restart_ms   `approvals serve` from its start, after a kill -9, until /readyz says so; the median
 pending_kib  memory of the process per pending approval, over an empty engine
 """
 
@@ -27,9 +28,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from resonate.retry import Never
 from resonate.types import Value
 from resonate_base import Network
 
+from service.demo import free_ports
 from service.engine import open_engine
 from service.engine.database import Database, Job
 from service.engine.wire import read_call
@@ -227,6 +231,39 @@ def child(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+def restart(file: Path) -> float:
+    """Return the milliseconds that the whole service takes to be ready on a file, killed each time."""
+    taken = []
+    for _ in range(ROUNDS):
+        http, mailbox = free_ports(2)
+        own = {
+            "ENGINE": f"sqlite:///{file}",
+            "HTTP": f"127.0.0.1:{http}",
+            "MAILBOX": f"127.0.0.1:{mailbox}",
+            "PUBLIC_URL": f"http://127.0.0.1:{http}",
+            "SECRET_KEYS": "k" * 43,
+        }
+        env = os.environ | {f"APPROVALS_{name}": value for name, value in own.items()}
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "service", "serve"]
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)  # noqa: S603 - ourselves
+        while not ready(http):
+            time.sleep(0.002)
+        taken.append((time.perf_counter() - begun) * 1000)
+        process.kill()
+        process.wait()
+    return statistics.median(taken)
+
+
+def ready(port: int) -> bool:
+    """Tell whether a gateway answers that it is."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+    except OSError:
+        return False
+
+
 def embedded(directory: Path, counts: list[int], bursts: int, sizes: list[str]) -> list[dict[str, float]]:
     """Measure the embedded engine with each number of approvals pending: in turns, medians of all.
 
@@ -246,6 +283,7 @@ def embedded(directory: Path, counts: list[int], bursts: int, sizes: list[str]) 
     found = []
     for pending, figures in rounds.items():
         one = {name: round(statistics.median(f[name] for f in figures), 2) for name in figures[0]}
+        one["restart_ms"] = round(restart(directory / f"{pending}.db"))
         if pending and 0 in counts:
             one["pending_kib"] = round((resting_kib[pending] - resting_kib[0]) / pending, 2)
         found.append(one)

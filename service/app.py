@@ -103,6 +103,7 @@ async def running(
             group=GROUP if "worker" in roles else f"{GROUP}-clients",
             token=settings.engine_token,
             debug=settings.engine_debug,
+            retention=settings.retention,
             works="worker" in roles,
             lease=settings.engine_lease,
         )

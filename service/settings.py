@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
@@ -67,6 +68,8 @@ class Settings:
     engine_http: Endpoint | Path | None
     engine_token: str | None = field(repr=False)
     engine_debug: bool
+    #: How long the embedded engine keeps what has ended.
+    retention: timedelta
     engine_lease: timedelta
     http: Endpoint
     public_url: str
@@ -138,6 +141,7 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         engine_http=engine_http,
         engine_token=read("ENGINE_TOKEN", _token),
         engine_debug=engine_debug,
+        retention=need("RETENTION", _retention, "P30D"),
         engine_lease=need("ENGINE_LEASE", _seconds, "30"),
         http=http,
         public_url=need("PUBLIC_URL", _public_url, f"http://localhost:{http.port}" if dev else None),
@@ -193,6 +197,7 @@ KNOWN = SECRETS | {
     "MAILBOX_TLS_CERT",
     "MAILBOX_TLS_KEY",
     "PUBLIC_URL",
+    "RETENTION",
     "REPLY_ALIASES",
     "REPLY_DOMAIN",
     "REPLY_PEERS",
@@ -278,6 +283,17 @@ def _engine_url(text: str) -> str:
     if not re.fullmatch(r"memory:|sqlite:///.+|https?://[^/\s]+\S*|unix:/.+|postgres(ql)?://\S+", text):
         raise ValueError("is not sqlite:///FILE, memory:, http(s)://HOST, unix:/SOCKET or postgresql://...")
     return text
+
+
+def _retention(text: str) -> timedelta:
+    problem = f"{text!r} is not an ISO 8601 duration of a day or more, such as P30D"
+    try:
+        kept: timedelta = msgspec.convert(text, timedelta)
+    except msgspec.ValidationError as exc:
+        raise ValueError(problem) from exc
+    if kept < timedelta(days=1):
+        raise ValueError(problem)
+    return kept
 
 
 def _public_url(text: str) -> str:

@@ -66,6 +66,26 @@ async def test_killed_after_the_letter_the_old_link_still_decides(tmp_path: Path
         assert len(await person.letters("k-1")) == 1
 
 
+async def test_the_demo_killed_while_it_waits_goes_on(tmp_path: Path) -> None:
+    """The same: the approval of before, its old letter and no second one, and the terminal tells the end."""
+    env = environment(tmp_path)
+    person = Person(f"http://{env['APPROVALS_HTTP']}", f"http://{env['APPROVALS_INBOX']}", ("127.0.0.1", 0))
+    async with person.http:
+        first = await started(env, tmp_path, "demo")
+        await reachable(f"{person.api}/readyz")
+        link = link_of(await person.letter("Refund"))
+        first.kill()
+        await first.wait()
+        second = await started(env, tmp_path, "demo")
+        await reachable(f"{person.api}/readyz")
+        assert len(await person.letters("Refund")) == 1
+        assert (await person.press(link)).status_code == 200
+        out, _ = await asyncio.wait_for(second.communicate(), 20)
+    assert second.returncode == 0
+    assert b"demo-1" in out
+    assert b"Its result: approved" in out
+
+
 async def test_killed_right_after_the_acknowledgement_nothing_is_lost(tmp_path: Path) -> None:
     """Every request that was answered 201 before the kill gets its letter from the next process."""
     env = environment(tmp_path)
