@@ -6,7 +6,8 @@ over HTTP, the mail server that takes the letters, and people's browsers, which
 open the link of the letter that came, and press its button. Beside each engine
 stands the floor: the same HTTP, pages, letters and SMTP over a dict, with nothing
 durable. The embedded engine always; a server where ``RESONATE_URL`` names one,
-any other with ``--engine URL``. Both processes share the machine's cores.
+Postgres where ``RESONATE_PG_SQL`` names its schema, any other with ``--engine URL``.
+All processes share the machine's cores.
 
 starts_s     approvals asked for, until the mail server has the last letter, per second
 opens_s      links of the letters opened, until the last page is here, per second
@@ -39,6 +40,7 @@ import aiohttp
 import aiosmtplib
 
 from service.demo import free_ports
+from tests.engine.real import POSTGRES, SERVER, database
 
 #: Approvals in a burst, bursts (the median counts), callers at once, and stories one by one.
 BURST, BURSTS, AT_ONCE, SINGLES = 1000, 3, 48, 300
@@ -300,7 +302,9 @@ def main() -> None:
     parser.add_argument("--singles", type=int, default=SINGLES)
     parser.add_argument("--engine", action="append", default=[], help="another engine's URL")
     options = parser.parse_args()
-    servers = [*options.engine, *filter(None, [os.environ.get("RESONATE_URL")])]
+    servers = [*options.engine, *filter(None, [os.environ.get(SERVER)])]
+    if schema := os.environ.get(POSTGRES):
+        servers.append(database(Path(schema)))
     figures: dict[str, Any] = {"cores": os.cpu_count(), "python": sys.version.split()[0]}
     sizes = {"size": options.burst, "bursts": options.bursts, "count": options.singles}
     with tempfile.TemporaryDirectory() as directory:
