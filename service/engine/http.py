@@ -9,6 +9,7 @@ while the engine lives.
 
 import asyncio
 import hmac
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -30,6 +31,9 @@ BODY_MAX: Final = 16 * 1024 * 1024
 #: Seconds of silence after which a stream says something, so that a peer that
 #: vanished is noticed and a proxy does not cut the line.
 KEEP_ALIVE_S: Final = 15.0
+#: Seconds after which a stream ends, to be opened again: the Python SDK's own session ends every
+#: exchange after 300 and does not survive that, while what ends well is opened again a second later.
+STREAM_S: Final = 240.0
 
 
 class _Head(msgspec.Struct):
@@ -127,9 +131,12 @@ class HttpSurface:
         )
         try:
             yield ": attached\n\n"
-            while True:
+            ends = time.monotonic() + STREAM_S
+            while (left := ends - time.monotonic()) > 0 or not queue.empty():
                 try:
-                    entry = await asyncio.wait_for(queue.get(), KEEP_ALIVE_S)
+                    # What is there already is sent, however late it is.
+                    patience = min(KEEP_ALIVE_S, left) if queue.empty() else None
+                    entry = await asyncio.wait_for(queue.get(), patience)
                 except TimeoutError:
                     yield ": still here\n\n"
                     continue

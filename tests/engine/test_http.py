@@ -11,8 +11,9 @@ import httpx
 import pytest
 from resonate.context import Context
 from resonate.error import ServerError
+from resonate.resonate import Resonate
 
-from service.engine import EmbeddedEngine, elsewhere, open_engine
+from service.engine import EmbeddedEngine, elsewhere, http, open_engine
 from service.errors import SettingsError
 from tests.engine.bench import TARGET, envelope
 from tests.engine.live import running, sdk, serving, soon
@@ -219,6 +220,23 @@ async def test_a_stream_outlives_the_patience_of_a_session(
     async with serving(engine) as url, running(url, double) as (_, r):
         await asyncio.sleep(1)
         assert await soon(r.run("a", double, 4).result(), 5) == 8
+
+
+async def test_a_stock_sdk_is_sent_off_before_its_session_ends(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller with ``url=`` opens its stream again, and hears on it what came in between."""
+    monkeypatch.setattr(http, "STREAM_S", 0.3)
+    async with serving(engine) as url:
+        r = Resonate(url=url, group="callers", env={}, autostart=False)
+        r.register(double)
+        r.start()
+        try:
+            await asyncio.sleep(0.5)  # its first stream has ended, its next is a second away
+            assert await soon(r.rpc("a", "double", 4).result(), 5) == 8
+            await asyncio.sleep(0.3)  # the SDK's stop waits for ever for an answer that it cuts off
+        finally:
+            await r.stop()
 
 
 async def test_streams_end_when_told(engine: EmbeddedEngine) -> None:

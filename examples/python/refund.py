@@ -4,7 +4,7 @@
 Start the service with its engine open to this machine's other processes, then this::
 
     APPROVALS_ENGINE_HTTP=127.0.0.1:8001 uv run approvals dev
-    uv run python examples/refund.py refund-42 ann@localhost
+    uv run python examples/python/refund.py refund-42 ann@localhost
 
 Stop it while it waits and start it again with the same arguments: it goes on
 where it was, and nobody is asked twice.
@@ -51,11 +51,12 @@ def pay(_: Context, amount: str) -> str:
 
 async def main(refund_id: str, approver: str) -> None:
     """Run the refund, or take it up where it was left."""
-    resonate = Resonate(url=ENGINE, group="refunds")
+    resonate = Resonate(url=ENGINE, token=os.environ.get("ENGINE_TOKEN"), group="refunds")
     resonate.register(refund)
     started = resonate.options(timeout=LIFE).run(refund_id, refund, "120.00 EUR", approver)
     print(f"{refund_id} waits for {approver}")
     print(f"{refund_id}: {await started.result()}")
+    await asyncio.sleep(0.5)  # the SDK's stop hangs on an answer that is under way
     await resonate.stop()
 
 
