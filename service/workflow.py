@@ -1,9 +1,9 @@
 """The durable functions: what outlives every process. The only module with a Context.
 
 `approval` is one approval from its first letter to its outcome. Its body may be
-replayed from the top at any time, so it holds no effects: those are in leaves,
-journaled by the engine and repeatable. A leaf that runs twice writes the same
-record and sends the same letter, byte for byte.
+replayed from the top at any time, so its effects are in leaves, journaled by the
+engine and repeatable, but for `close`, which only ends promises. A leaf that runs
+twice writes the same record and sends the same letter, byte for byte.
 
 A body once run is a promise to the engine: a changed order of its durable calls
 is a new version beside the old one, never an edit.
@@ -43,11 +43,11 @@ from service.approvals import (
     settle,
     utc_now,
 )
-from service.domain import Ballot, BallotRecord, Closed, Vote, ballot_key, tally, to_wire
+from service.domain import Ballot, BallotRecord, Closed, End, Vote, ballot_key, tally, to_wire
 from service.errors import RequestInvalid
 from service.letters import Letter, Letters
 from service.outbox import Accepted, Later, Sent, Undeliverable
-from service.requests import people
+from service.requests import Ask, people
 from service.tokens import Tokens, spell, unspell
 
 log = logging.getLogger("approvals.workflow")
@@ -132,13 +132,16 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
         raise Suspended
 
     # 5. Close what is still open, whoever won; then the voice of the one who decided is answered.
-    timer_ids = [await timer.id() for timer in timers]
-    closed: dict[str, Any] = await patient.run(close, arbiter_id, seat_ids, timer_ids)
-    if closed["receipt"] is not None:
-        await ctx.options(timeout=ANSWER_LIFE).detached(ANSWER, closed["receipt"])
+    timer_ids = [await timer.id() for timer in timers if not await is_settled(timer)]
+    ask, end, ends = await close(ctx, arbiter_id, seat_ids, timer_ids)
+    if isinstance(end, Vote) and end.channel == "reply":
+        voter = spell(ballot_key(ask.approval_id, end.by))
+        receipt = Answer(ballot=voter, kind="receipt", at_ms=milliseconds(end.at), nth="1")
+        await ctx.options(timeout=ANSWER_LIFE).detached(ANSWER, msgspec.to_builtins(receipt))
     await all_settled(*timers, *seats)
-    report: dict[str, Any] = closed["report"]
-    return report
+    report = tally(ask, end, ends)
+    log.info("approval %s: %s", ask.approval_id, report.status)
+    return to_wire(report)
 
 
 async def answer(ctx: Context, order: dict[str, Any]) -> Delivery:
@@ -150,6 +153,38 @@ async def answer(ctx: Context, order: dict[str, Any]) -> Delivery:
             return delivery
         await ctx.sleep(pause_after(attempt))
         attempt += 1
+
+
+async def close(
+    ctx: Context, arbiter_id: str, seat_ids: list[str], timer_ids: list[str]
+) -> tuple[Ask, End, list[End]]:
+    """End what is still open; return what was asked, how it ended, and how each seat did.
+
+    Whoever came first at the arbiter stands: a vote that beat the deadline by a
+    moment is what the report says. Where nobody did, nobody could be reached, or
+    it is late. No leaf, since nothing of it needs a journal: what is settled stays
+    as it is, so that another run finds what this one made.
+    """
+    with engine_at_hand():
+        ports, root_id = ctx.get_dependency(Ports), ctx.info.id
+        promises = ports.promises
+        asked = dict.fromkeys([root_id, arbiter_id, *seat_ids])
+        found = dict(zip(asked, await asyncio.gather(*map(promises.get, asked)), strict=True))
+        ask, end = read_ask(found[root_id]), read_end(found[arbiter_id])
+        seats = [read_end(found[seat_id]) for seat_id in seat_ids]
+        if end is None:
+            lost = Closed(reason="undeliverable", at=ports.now())
+            late = Closed(reason="expired", at=ask.due_at)
+            end = await settle(promises, arbiter_id, lost if all(seats) else late)
+        moot = Closed(reason="moot", at=end.at)
+        ends = [
+            seat or (end if seat_id == arbiter_id else await settle(promises, seat_id, moot))
+            for seat_id, seat in zip(seat_ids, seats, strict=True)
+        ]
+        for timer_id in timer_ids:
+            await promises.resolve(timer_id, Value())
+        await list_closed(promises, found[root_id])
+    return ask, end, ends
 
 
 async def first(ctx: Context, *futures: ResonateFuture[Any]) -> int:
@@ -251,41 +286,6 @@ async def send_answer(ctx: Context, order: dict[str, Any]) -> Delivery:
         ballot = await read_ballot(ports.promises, unspell(wanted.ballot))
         sent = await ports.mailer.send(_answer_letter(ports, ballot, wanted))
         return _delivery(sent, ballot, wanted.kind)
-
-
-@leaf
-async def close(ctx: Context, arbiter_id: str, seat_ids: list[str], timers: list[str]) -> dict[str, Any]:
-    """End what is still open and return the report, and the receipt to send if there is one.
-
-    Whoever came first at the arbiter stands: a vote that beat the deadline by a
-    moment is what the report says. Where nobody did, nobody could be reached, or
-    it is late.
-    """
-    with engine_at_hand():
-        ports = ctx.get_dependency(Ports)
-        asked = dict.fromkeys([ctx.info.parent_id, arbiter_id, *seat_ids])
-        found = dict(zip(asked, await asyncio.gather(*map(ports.promises.get, asked)), strict=True))
-        ask, end = read_ask(found[ctx.info.parent_id]), read_end(found[arbiter_id])
-        seats = [read_end(found[seat_id]) for seat_id in seat_ids]
-        if end is None:
-            lost = Closed(reason="undeliverable", at=ports.now())
-            late = Closed(reason="expired", at=ask.due_at)
-            end = await settle(ports.promises, arbiter_id, lost if all(seats) else late)
-        moot = Closed(reason="moot", at=end.at)
-        seats = [
-            seat or (end if seat_id == arbiter_id else await settle(ports.promises, seat_id, moot))
-            for seat_id, seat in zip(seat_ids, seats, strict=True)
-        ]
-        for timer in timers:
-            await ports.promises.resolve(timer, Value())
-        await list_closed(ports.promises, found[ctx.info.parent_id])
-        report = tally(ask, end, seats)
-        log.info("approval %s: %s", ask.approval_id, report.status)
-        receipt = None
-        if isinstance(end, Vote) and end.channel == "reply":
-            voter = spell(ballot_key(ask.approval_id, end.by))
-            receipt = Answer(ballot=voter, kind="receipt", at_ms=milliseconds(end.at), nth="1")
-        return {"report": to_wire(report), "receipt": msgspec.to_builtins(receipt)}
 
 
 @leaf

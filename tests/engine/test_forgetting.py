@@ -161,8 +161,8 @@ async def test_what_ended_is_forgotten_whole_and_what_is_pending_is_not_touched(
     assert (await house.decide("by-reply", ANN, "reply")).status == "approved"
     assert (await house.decide("of-two", BOB, "link")).status == "approved"
     await house.answers.ask(ballot_key("waiting", ANN), "clarification", read="hm")
-    # Six and two requests, a receipt for the reply, and what was asked back.
-    await until(lambda: len(house.mail.letters) == 8)
+    # Seven requests, a receipt for the reply, and what was asked back.
+    await until(lambda: len(house.mail.letters) == 9)
     all_of_it = ["answer", "ballot", "by-link", "by-reply", "expired", "of-two", "waiting"]
     await house.swept(*all_of_it)
     await house.pass_days(5.5)
