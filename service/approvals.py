@@ -45,6 +45,8 @@ CREATED_TAG, ASKED_TAG = "approvals:created", "approvals:asked"
 _ANY_ID = re.compile(r"[A-Za-z0-9._:-]{1,512}")
 #: Seconds that a caller's question to the engine may take; then they hear that it is away.
 ENGINE_PATIENCE = 10.0
+#: The same for whoever asks whether we are ready: those who watch processes wait less.
+PING_PATIENCE = 2.0
 _NOT_FOUND = 404
 
 type Clock = Callable[[], datetime]
@@ -132,7 +134,7 @@ class Approvals:
 
     async def ping(self) -> None:
         """Return when the engine answers. Raises EngineAway."""
-        async with engine_errors():
+        async with engine_errors(patience=PING_PATIENCE):
             with suppress(ServerError):
                 await self.promises.get("ballot.none")
 
@@ -264,14 +266,16 @@ async def settle(promises: Promises, promise_id: str, end: End) -> End:
 
 
 @asynccontextmanager
-async def engine_errors(missing: Exception | None = None) -> AsyncIterator[None]:
+async def engine_errors(
+    missing: Exception | None = None, *, patience: float = ENGINE_PATIENCE
+) -> AsyncIterator[None]:
     """Turn the SDK's errors into ours: 404 into `missing`, all else into EngineAway.
 
     Silence too: the SDK's connector to an engine that is away tries for ever, while
     somebody waits for our answer. What was cut off may still have been done.
     """
     try:
-        async with asyncio.timeout(ENGINE_PATIENCE):
+        async with asyncio.timeout(patience):
             yield
     except TimeoutError as exc:
         raise EngineAway("no answer in time") from exc

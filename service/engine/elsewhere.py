@@ -52,7 +52,7 @@ class Elsewhere:
         self._url = url
         self._requests = _Requests(url, auth=token, backoff=self)
         self._requests.connector = connector
-        self.messages = _Messages(url, pid=pid, group=group, auth=token, backoff=_PAUSES)
+        self.messages = _Messages(url, pid=pid, group=group, auth=token, backoff=_Stream(self))
         self.messages.connector = connector
         self._away = False
 
@@ -94,6 +94,16 @@ class Elsewhere:
     async def close(self) -> None:
         """End every connection; requests under way fail."""
         await self._requests.stop()
+
+
+class _Stream:
+    """The pauses of the stream, which a silence ends too: only what can't be opened again is away."""
+
+    def __init__(self, engine: Elsewhere) -> None:
+        self._engine = engine
+
+    def delay(self, attempt: int) -> float:
+        return self._engine.delay(attempt) if attempt else _PAUSES.delay(attempt)
 
 
 class _Requests(HttpConnection):

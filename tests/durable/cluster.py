@@ -148,8 +148,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(kind: str, folder: Path, *workers: str, **settings: str) -> Iterator[Cluster]:
-    """A gateway, a mailbox and workers on an engine of a kind, which skips where there is none."""
+def cluster(
+    kind: str, folder: Path, *workers: str, engine_first: bool = True, **settings: str
+) -> Iterator[Cluster]:
+    """A gateway, a mailbox and workers on an engine of a kind, which skips where there is none.
+
+    Without `engine_first` the engine is the test's to start, and nothing is waited for.
+    """
     api, mailbox, engine = free_ports(3)
     match kind:
         case "server":
@@ -172,13 +177,14 @@ def cluster(kind: str, folder: Path, *workers: str, **settings: str) -> Iterator
     env = {f"APPROVALS_{name}": value for name, value in own.items()}
     here = Cluster(folder, env, person, engine_port=engine if kind == ENGINES[0] else 0)
     try:
-        if here.engine_port:
+        if here.engine_port and engine_first:
             here.start_engine()
         here.start("gateway", "gateway")
         here.start("mailbox", "mailbox")
         for worker in workers:
             here.start_worker(worker)
-        ready(person.api)
+        if engine_first:
+            ready(person.api)
         yield here
         here.stop()
     finally:

@@ -2,29 +2,33 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from resonate.types import PromiseRecord, Value
 
 from tests.durable.cluster import ENGINES, Cluster, Recipient, cluster
+from tests.engine.live import running
 from tests.journey.house import eventually, link_of
 
 ANN = "ann@corp.example"
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def people(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipient]:
-    """A person before a cluster of one worker that several tests share."""
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of one worker that several tests share."""
     with cluster(request.param, tmp_path_factory.mktemp("cluster"), "worker") as here:
-        yield here.person
+        yield here
 
 
 @pytest.fixture
-async def person(people: Recipient) -> Recipient:
-    """The same person, with an HTTP client for this test's event loop."""
-    return Recipient(people.api, "", people.mailbox, servers=people.servers)
+async def person(shared: Cluster) -> Recipient:
+    """The person before it, with an HTTP client for this test's event loop."""
+    return Recipient(shared.person.api, "", shared.person.mailbox, servers=shared.person.servers)
 
 
 async def test_a_link_decides(person: Recipient) -> None:
@@ -69,6 +73,55 @@ async def test_the_deadline_closes_it(person: Recipient) -> None:
         assert report["status"] == "expired"
         assert 3.9 < time.monotonic() - began < 6
         assert (await person.press(link)).status_code == 409
+
+
+ASKED = {"subject": "Refund", "approvers": [ANN]}
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"args": ["ann@corp.example"]}, "Expected `object`, got `str`"),
+        ({"args": [[ASKED]]}, "Expected `object`, got `array`"),
+        ({"args": []}, "missing a required argument: 'request'"),
+        ({"args": [ASKED, 2]}, "too many positional arguments"),
+        ({"args": [{"subject": "Refund"}]}, "approvers"),
+        ({"args": [ASKED | {"colour": "red"}]}, "colour"),
+    ],
+)
+async def test_a_request_of_the_wrong_shape_is_told_so(
+    shared: Cluster, data: dict[str, Any], told: str
+) -> None:
+    """From any language, at once and by name: a result or a rejection, never a retry."""
+    promise = await asked_from_elsewhere(shared, {"func": "approval"} | data, wait=True)
+    assert promise.state != "pending"
+    assert told in str(promise.value.data)
+
+
+@pytest.mark.parametrize("data", [{"func": "approval", "args": "ann"}, {"func": "refund", "args": []}])
+async def test_what_nobody_can_run_is_said_once(shared: Cluster, data: dict[str, Any]) -> None:
+    """Arguments that are no list, a function that is not ours: parked, in one line; the rest goes on."""
+    before = shared.log("worker")
+    promise = await asked_from_elsewhere(shared, data, wait=False)
+    await asyncio.sleep(2)
+    said = shared.log("worker").removeprefix(before)
+    assert said.count(f"task {promise.id} can't be run here") == 1
+    assert said.count("Traceback (most recent call last)") <= 3  # one, with its causes
+
+
+async def asked_from_elsewhere(here: Cluster, data: dict[str, Any], *, wait: bool) -> PromiseRecord:
+    """Create a durable function's promise as another language's SDK might; return how it stands."""
+    async with running(here.env["APPROVALS_ENGINE"], group="callers", works=False) as (engine, r):
+        name = f"x-{uuid.uuid4().hex}"
+        tags = {f"resonate:{part}": name for part in ("origin", "branch", "parent")}
+        tags |= {"resonate:scope": "global", "resonate:target": engine.sources[0].resolve_target("approvals")}
+        await r.promises.create(name, int((time.time() + 60) * 1000), Value(data=data), tags)
+
+        async def look() -> PromiseRecord | None:
+            promise = await r.promises.get(name)
+            return promise if promise.state != "pending" or not wait else None
+
+        return await eventually(look, "its end")
 
 
 @pytest.mark.parametrize("kind", ENGINES)
