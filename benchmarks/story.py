@@ -25,6 +25,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import signal
 import statistics
 import subprocess
@@ -45,6 +46,8 @@ from tests.engine.real import POSTGRES, SERVER, database
 #: Approvals in a burst, bursts (the median counts), callers at once, and stories one by one.
 BURST, BURSTS, AT_ONCE, SINGLES = 1000, 3, 48, 300
 APPROVER = "ann@corp.example"
+#: A server that serves many runs has met the ids of the others.
+RUN = secrets.token_hex(4)
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 _NONCE = re.compile(r'name="nonce" value="([^"]+)"')
 _LINK = re.compile(r"/decide/[\w.-]+")
@@ -167,7 +170,7 @@ async def each(work: Callable[[str], Awaitable[None]], names: list[str]) -> None
 
 async def burst(world: World, mail: MailServer, tag: str, *, size: int, reply: bool) -> dict[str, float]:
     """Return what `size` approvals do per second, from the request to the outcome."""
-    names = [f"{tag}-{n}" for n in range(size)]
+    names = [f"{RUN}-{tag}-{n}" for n in range(size)]
     forms: dict[str, tuple[str, bytes, dict[str, str]]] = {}
 
     async def opened(name: str) -> None:
@@ -203,7 +206,7 @@ async def singles(world: World, mail: MailServer, count: int) -> tuple[list[floa
     """Return the milliseconds to the letter and to the outcome of `count` stories, one at a time."""
     letters, applied = [], []
     for n in range(count):
-        name = f"single-{n}"
+        name = f"{RUN}-single-{n}"
         begun = time.perf_counter()
         await world.started(name)
         letters.append((time.perf_counter() - begun) * 1000)
