@@ -67,6 +67,8 @@ async def test_what_cannot_be_run_is_offered_ever_more_rarely(
         async with running(url, double, group=group, lease=LEASE) as (engine, r):
             taken = acquisitions(engine)
             name = await ask(r, engine.sources[0].resolve_target(group), data)
+            # A server offers nothing to a stream that is just being opened, and again only later.
+            await until(lambda: taken[name] > 0, 35)
             await asyncio.sleep(LOOK)
             assert 3 <= taken[name] <= 7
             [parked] = engine.parked.values()
