@@ -1,9 +1,12 @@
 FROM python:3.13.9-slim-trixie AS build
+RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY mail_templates mail_templates
-RUN python -m venv /opt/approvals && /opt/approvals/bin/pip install --no-cache-dir .
+# The exact versions of pyproject.toml, whose constraints pip does not read.
+ENV UV_PROJECT_ENVIRONMENT=/opt/approvals UV_PYTHON_DOWNLOADS=never UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy
+RUN uv sync --no-cache --no-dev --no-editable --extra postgres
 
 FROM python:3.13.9-slim-trixie
 RUN groupadd --gid 10001 approvals \
