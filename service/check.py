@@ -91,7 +91,7 @@ async def _tried(engine: Engine, name: str) -> AsyncIterator[Finding]:
     try:
         async with asyncio.timeout(PATIENCE):
             ahead = await _ahead(resonate)
-            yield Finding("ok", "engine", f"{name}: answers")
+            yield Finding("ok", "engine", f"{name}: answers; {await engine.about()}")
             message = await _taken(resonate, engine.group, "at_once")
             late = max(
                 0.0, await _taken(resonate, engine.group, "nap") - message - NAP.total_seconds() * 1000

@@ -28,6 +28,7 @@ Where engines differ, an `Engine` carries what is its own: nobody else asks
 which one it is.
 """
 
+import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 from resonate.connections import LocalConnection
 from resonate.heartbeat import Heartbeat, NoopHeartbeat
-from resonate_base import Network, Source
+from resonate_base import PROTOCOL_VERSION, Network, Source
 
 from service.engine import retention as _retention
 from service.engine.backup import backup
@@ -66,6 +67,15 @@ CONNECTIONS = 256
 
 async def _nothing() -> None:
     """Open or close nothing."""
+
+
+async def _protocol() -> str:
+    """Return what every engine here speaks, since it is asked for with each request."""
+    return f"protocol {PROTOCOL_VERSION}"
+
+
+async def _sqlite() -> str:
+    return f"SQLite {sqlite3.sqlite_version}, {await _protocol()}"
 
 
 async def _no_advice() -> list[str]:
@@ -98,6 +108,7 @@ class Engine:
     close_: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
     search_: Search = field(default=no_lists, repr=False)
     advice_: Callable[[], Awaitable[list[str]]] = field(default=_no_advice, repr=False)
+    about_: Callable[[], Awaitable[str]] = field(default=_protocol, repr=False)
     #: What to do where messages or timers are late.
     slow: str = "the machine is busy, or its disk slow"
 
@@ -120,6 +131,10 @@ class Engine:
     async def advice(self) -> list[str]:
         """Return what would make this engine, as it is set up, better: a line each."""
         return await self.advice_()
+
+    async def about(self) -> str:
+        """Return its version, as far as it tells one."""
+        return await self.about_()
 
     async def start(self) -> None:
         """Open the engine; SettingsError says in one line why that can't be."""
@@ -190,6 +205,7 @@ def _postgres(url: str, group: str, pid: str, lease: timedelta, *, works: bool) 
         close_=postgres.close,
         search_=postgres.search,
         advice_=postgres.advice,
+        about_=postgres.about,
         slow="Postgres is busy, or far away",
     )
 
@@ -254,6 +270,7 @@ def open_engine(
                 embedded=embedded,
                 search_=searching(connection),
                 open_=embedded.start,
+                about_=_sqlite,
                 close_=embedded.close,
             )
         case "http" | "https":

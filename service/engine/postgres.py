@@ -195,6 +195,14 @@ class Postgres:
         records = [_record(row) for row in rows[:limit]]
         return records, records[-1].id if len(rows) > limit else None
 
+    async def about(self) -> str:
+        """Return Postgres' own version. Raises ConnectorError."""
+        try:
+            async with self._sessions.connect() as db:
+                return f"Postgres {db.info.server_version // 10_000}"
+        except psycopg.Error as exc:
+            raise ConnectorError(exc) from exc
+
     async def advice(self) -> list[str]:
         """Return what an administrator should change, a line each."""
         try:

@@ -43,6 +43,7 @@ async def test_a_fresh_set_up(tmp_path: Path) -> None:
         *("ok", "ok", "ok", "ok", "ok"),
         *("fail", "warn", "ok", "ok"),
     ], parts
+    assert re.search(r"SQLite 3\.\d+.*, protocol 2026-04-01", parts["engine"][0])
     assert "connect" in parts["letters"][0]
     assert "is a gateway up?" in parts["links"][0]
 
