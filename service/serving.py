@@ -1,6 +1,7 @@
 """What `dev` and `serve` do: run roles until stopped, and say where they answer."""
 
 import asyncio
+import gc
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -27,6 +28,10 @@ async def stay_up(settings: Settings, roles: Collection[Role]) -> None:
     """Run `roles` until cancelled."""
     async with running(settings, roles) as service:
         _greet(service)
+        # What the start has made stays for good: looking through it again and again for
+        # garbage stops everything for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
         await asyncio.Event().wait()
 
 

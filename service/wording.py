@@ -32,6 +32,7 @@ _CHANNELS: Final[dict[Channel, str]] = {"link": "by link", "reply": "by reply", 
 _DONE: Final[dict[Choice, str]] = {"approve": "Approved", "decline": "Declined"}
 
 
+@lru_cache(maxsize=1024)  # page, letter and answer tell the same few instants
 def when(at: datetime, zone: str | None = None, *, locale: str = "en") -> str:
     """Return an instant in full, for a reader in `zone` (UTC without one): ``Tue 24 Nov 2026, 17:00 CET``."""
     local = at.astimezone(_zone(zone))
