@@ -4,24 +4,18 @@
 misspelt setting that is silently ignored is how a service ends up unsigned.
 """
 
-import ipaddress
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from email.errors import HeaderParseError, ObsoleteHeaderDefect
-from email.headerregistry import Address
-from email.policy import default as default_policy
 from io import StringIO
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-import msgspec
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
@@ -35,11 +29,29 @@ from service.endpoints import (
     read_imap_account,
     read_mail_endpoint,
     read_smtp_server,
-    socket_path,
 )
 from service.errors import SettingsError
-from service.requests import MAX_ADDRESS, MAX_LOCAL_PART, canonical_address, clean_line
-from service.tokens import MIN_KEY_BYTES
+from service.readers import (
+    Network,
+    read_aliases,
+    read_api_keys,
+    read_domain,
+    read_domains,
+    read_endpoint_or_off,
+    read_endpoint_or_socket,
+    read_engine_url,
+    read_file,
+    read_networks,
+    read_public_url,
+    read_reply_trust,
+    read_retention,
+    read_seconds,
+    read_secret_keys,
+    read_sender,
+    read_switch,
+    read_token,
+)
+from service.requests import canonical_address
 
 __all__ = ["KNOWN", "PREFIX", "SECRETS", "Endpoint", "MailEndpoint", "Mode", "Settings", "SmtpServer"]
 __all__ += ["fresh_key", "is_loopback", "load_mailbox", "load_settings"]
@@ -48,15 +60,12 @@ PREFIX = "APPROVALS_"
 #: The default engine.
 ENGINE = "sqlite:///approvals.db"
 MAILBOX = "127.0.0.1:2525"
-#: An address and a name of the length that people have.
-MAX_SENDER = MAX_ADDRESS + 100
 #: Settings that hold a secret; each may also be given as NAME_FILE.
 SECRETS = frozenset({"SECRET_KEYS", "API_KEYS", "SMTP", "ENGINE", "ENGINE_TOKEN", "IMAP"})
 
 #: Settings that may be long, and so be files as secrets are.
 FILES = SECRETS | {"REPLY_ALIASES"}
 
-type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 type Mode = Literal["demo", "dev", "serve"]
 
 
@@ -120,42 +129,42 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
             raise SettingsError(PREFIX + name, "must be set to serve")
         return value
 
-    engine = need("ENGINE", _engine_url, ENGINE)
+    engine = need("ENGINE", read_engine_url, ENGINE)
     http = need("HTTP", read_endpoint, "127.0.0.1:5001")
-    engine_http = read("ENGINE_HTTP", _endpoint_or_socket)
-    engine_debug = need("ENGINE_DEBUG", _switch, "off")
+    engine_http = read("ENGINE_HTTP", read_endpoint_or_socket)
+    engine_debug = need("ENGINE_DEBUG", read_switch, "off")
     if engine_debug and isinstance(engine_http, Endpoint) and not engine_http.loopback:
         raise SettingsError(PREFIX + "ENGINE_DEBUG", f"is refused: {engine_http} can be reached from outside")
-    api_keys = read("API_KEYS", _api_keys) or ()
+    api_keys = read("API_KEYS", read_api_keys) or ()
     if not api_keys and not http.loopback:
         raise SettingsError(
             PREFIX + "API_KEYS", f"must be set: the API on {http} can be reached from outside"
         )
-    keys = read("SECRET_KEYS", _keys) or (_dev_keys(engine, folder) if dev else None)
+    keys = read("SECRET_KEYS", read_secret_keys) or (_dev_keys(engine, folder) if dev else None)
     if keys is None:
         raise SettingsError(PREFIX + "SECRET_KEYS", "must be set to serve; `approvals keys` makes one")
-    tls = _both(read("MAILBOX_TLS_CERT", _file), read("MAILBOX_TLS_KEY", _file))
-    inbox = read("INBOX", _endpoint_or_off, "127.0.0.1:8025" if dev else "off")
+    tls = _both(read("MAILBOX_TLS_CERT", read_file), read("MAILBOX_TLS_KEY", read_file))
+    inbox = read("INBOX", read_endpoint_or_off, "127.0.0.1:8025" if dev else "off")
     return Settings(
         engine=engine,
         engine_http=engine_http,
-        engine_token=read("ENGINE_TOKEN", _token),
+        engine_token=read("ENGINE_TOKEN", read_token),
         engine_debug=engine_debug,
-        retention=need("RETENTION", _retention, "P30D"),
-        engine_lease=need("ENGINE_LEASE", _seconds, "30"),
+        retention=need("RETENTION", read_retention, "P30D"),
+        engine_lease=need("ENGINE_LEASE", read_seconds, "30"),
         http=http,
-        public_url=need("PUBLIC_URL", _public_url, f"http://localhost:{http.port}" if dev else None),
+        public_url=need("PUBLIC_URL", read_public_url, f"http://localhost:{http.port}" if dev else None),
         smtp=need("SMTP", read_smtp_server, "smtp://localhost:1025"),
-        sender=need("FROM", _sender, "Approvals <approvals@localhost>"),
+        sender=need("FROM", read_sender, "Approvals <approvals@localhost>"),
         mailbox=need("MAILBOX", read_mail_endpoint, MAILBOX),
         mailbox_tls=tls,
-        mailbox_proxy=need("MAILBOX_PROXY", _switch, "off"),
+        mailbox_proxy=need("MAILBOX_PROXY", read_switch, "off"),
         imap=read("IMAP", read_imap_account),
-        reply_domain=need("REPLY_DOMAIN", _domain, "localhost"),
-        reply_trust=need("REPLY_TRUST", _reply_trust, "address" if dev else "verify"),
-        reply_peers=need("REPLY_PEERS", _networks, "127.0.0.0/8 ::1/128"),
-        reply_aliases=read("REPLY_ALIASES", _aliases) or {},
-        arc_sealers=read("ARC_SEALERS", _domains) or (),
+        reply_domain=need("REPLY_DOMAIN", read_domain, "localhost"),
+        reply_trust=need("REPLY_TRUST", read_reply_trust, "address" if dev else "verify"),
+        reply_peers=need("REPLY_PEERS", read_networks, "127.0.0.0/8 ::1/128"),
+        reply_aliases=read("REPLY_ALIASES", read_aliases) or {},
+        arc_sealers=read("ARC_SEALERS", read_domains) or (),
         inbox=inbox or None,
         inbox_smtp=need("INBOX_SMTP", read_endpoint, "127.0.0.1:1025"),
         secret_keys=keys,
@@ -168,7 +177,7 @@ def load_engine(env: Mapping[str, str] | None = None, folder: Path | None = None
     """Return the engine's URL and the token; nothing else is read or made."""
     raw = _own(_given(_dotenv((folder or Path.cwd()) / ".env")) | _given(os.environ if env is None else env))
     try:
-        return _engine_url(raw.get("ENGINE", ENGINE)), raw.get("ENGINE_TOKEN")
+        return read_engine_url(raw.get("ENGINE", ENGINE)), raw.get("ENGINE_TOKEN")
     except ValueError as exc:
         raise SettingsError(f"{PREFIX}ENGINE", str(exc)) from exc
 
@@ -252,21 +261,7 @@ def _own(given: Mapping[str, str]) -> dict[str, str]:
     return own
 
 
-# ── How each value is read; every ValueError becomes the setting's message ────
-
-
-def _endpoint_or_off(text: str) -> Endpoint | Literal[False]:
-    return False if text == "off" else read_endpoint(text)
-
-
-def _endpoint_or_socket(text: str) -> Endpoint | Path:
-    return socket_path(text) if text.startswith("unix:") else read_endpoint(text)
-
-
-def _file(text: str) -> Path:
-    if not (path := Path(text)).is_file():
-        raise ValueError(f"{text!r} is no file")
-    return path
+# ── Values that need more than their own text ────────────────────────────────
 
 
 def _both(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:
@@ -276,138 +271,6 @@ def _both(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | Non
         given, wanted = ("CERT", "KEY") if certificate else ("KEY", "CERT")
         raise SettingsError(f"{PREFIX}MAILBOX_TLS_{given}", f"needs {PREFIX}MAILBOX_TLS_{wanted} beside it")
     return None
-
-
-def _engine_url(text: str) -> str:
-    # The text is not repeated: it may hold a database's password.
-    if not re.fullmatch(r"memory:|sqlite:///.+|https?://[^/\s]+\S*|unix:/.+|postgres(ql)?://\S+", text):
-        raise ValueError("is not sqlite:///FILE, memory:, http(s)://HOST, unix:/SOCKET or postgresql://...")
-    return text
-
-
-def _retention(text: str) -> timedelta:
-    problem = f"{text!r} is not an ISO 8601 duration of a day or more, such as P30D"
-    try:
-        kept: timedelta = msgspec.convert(text, timedelta)
-    except msgspec.ValidationError as exc:
-        raise ValueError(problem) from exc
-    if kept < timedelta(days=1):
-        raise ValueError(problem)
-    return kept
-
-
-def _public_url(text: str) -> str:
-    problem = f"{text!r} is not an http(s) URL such as https://approvals.corp.example"
-    # urlsplit drops line breaks, which the letter would still hold.
-    if not re.fullmatch(r"https?://[A-Za-z0-9._~%:/\[\]-]+", text, re.IGNORECASE):
-        raise ValueError(problem)
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError as exc:
-        raise ValueError(problem) from exc
-    if not url.hostname or port == 0:
-        raise ValueError(problem)
-    if url.scheme == "http" and not is_loopback(url.hostname):
-        raise ValueError(f"{text!r} must be https: links in letters are capabilities")
-    return text.rstrip("/")
-
-
-def _sender(text: str) -> str:
-    if re.search(r"[\x00-\x1f\x7f]", text):
-        raise ValueError("must not hold control characters")
-    problem = f"{text!r} is not an address such as Approvals <approvals@corp.example>"
-    if len(text) > MAX_SENDER:
-        raise ValueError(f"is longer than {MAX_SENDER} characters")
-    try:
-        header = default_policy.header_factory("From", text)
-        (address,) = header.addresses
-        # `a@corp.example <b@evil.example>` parses too, with a defect; a group of one has one address.
-        odd = [d for d in header.defects if not isinstance(d, ObsoleteHeaderDefect)]
-        grouped = header.groups[0].display_name is not None
-        name = clean_line(address.display_name) if address.display_name else ""
-        sender = Address(display_name=name, addr_spec=canonical_address(address.addr_spec))
-    except (HeaderParseError, ValueError, IndexError, AttributeError) as exc:
-        raise ValueError(problem) from exc
-    if odd or grouped:
-        raise ValueError(problem)
-    return str(sender)
-
-
-def _domain(text: str) -> str:
-    try:  # as the domain of the longest address there may be in it
-        address = canonical_address(f"{'r' * MAX_LOCAL_PART}@{text}")
-    except ValueError as exc:
-        raise ValueError(f"{text!r} is not a domain") from exc
-    return address.rpartition("@")[2]
-
-
-def _domains(text: str) -> tuple[str, ...]:
-    if not (words := _words(text)):
-        raise ValueError("names no domain")
-    return tuple(map(_domain, words))
-
-
-def _reply_trust(text: str) -> str:
-    if text not in {"verify", "address"} and not re.fullmatch(r"authserv-id=[A-Za-z0-9.-]+", text):
-        raise ValueError(f"{text!r} is not verify, address or authserv-id=NAME")
-    return text
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    if not (words := _words(text)):
-        raise ValueError("names no network")
-    return tuple(ipaddress.ip_network(word) for word in words)
-
-
-def _aliases(text: str) -> dict[str, frozenset[str]]:
-    aliases: dict[str, frozenset[str]] = {}
-    for entry in re.split(r"[;\n]", re.sub(r"(?m)^\s*#.*", "", text)):
-        if not entry.strip():
-            continue
-        approver, equals, others = entry.partition("=")
-        if not equals or not (words := _words(others)):
-            raise ValueError(f"{entry.strip()!r} is not approver@corp.example=other@corp.example,...")
-        address = canonical_address(approver.strip())
-        more = frozenset(map(canonical_address, words))
-        aliases[address] = aliases.get(address, frozenset()) | more
-    return aliases
-
-
-def _token(text: str) -> str:
-    if not re.fullmatch(r"[!-~]+", text):
-        raise ValueError("must be printable ASCII without spaces")
-    return text
-
-
-def _seconds(text: str) -> timedelta:
-    if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
-        raise ValueError(f"{text!r} is no number of seconds from 1 to 9999")
-    return timedelta(seconds=int(text))
-
-
-def _switch(text: str) -> bool:
-    if text not in {"on", "off"}:
-        raise ValueError(f"{text!r} is not on or off")
-    return text == "on"
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in re.split(r"[\s,]+", text) if word)
-
-
-def _api_keys(text: str) -> tuple[str, ...]:
-    keys = _words(text)
-    if not keys or not all(re.fullmatch(r"[!-~]+", key) for key in keys):
-        raise ValueError("needs one key or more, of printable ASCII")
-    return keys
-
-
-def _keys(text: str) -> tuple[bytes, ...]:
-    keys = tuple(word.encode() for word in _words(text))
-    if not keys or any(len(key) < MIN_KEY_BYTES for key in keys):
-        raise ValueError(f"each key needs {MIN_KEY_BYTES} characters or more; `approvals keys` makes one")
-    return keys
 
 
 def fresh_key() -> str:
@@ -444,6 +307,6 @@ def _dev_keys(engine: str, folder: Path) -> tuple[bytes, ...]:
 
 def _keys_of(path: Path) -> tuple[bytes, ...]:
     try:
-        return _keys(path.read_text("utf-8"))
+        return read_secret_keys(path.read_text("utf-8"))
     except (OSError, ValueError) as exc:
         raise SettingsError(PREFIX + "SECRET_KEYS", f"{path} can't be used: {exc}") from exc
