@@ -20,7 +20,6 @@ from typing import Literal, override
 
 import uvicorn
 from resonate.observability import BackgroundTaskFailed, Event, logging_observer
-from resonate.resonate import Resonate
 from starlette.types import ASGIApp
 
 from service.answers import Answers
@@ -112,19 +111,11 @@ async def running(
         if engine_http is not None:
             await stack.enter_async_context(_engine_role(settings, engine, sockets["ENGINE_HTTP"]))
 
-        resonate = Resonate(
-            network=engine.network,
-            sources=engine.sources,
-            group=engine.group,
-            pid=engine.pid,
-            heartbeat=engine.heartbeat,
-            ttl=engine.ttl,
+        resonate = engine.client(
             # A task waits here while its letter waits for a connection: with the SDK's 64, as many
             # letters at a mail server that hangs would keep every decision from going on.
             max_concurrent_tasks=MAX_TASKS,
-            env={},
             observer=partial(_observe, engine),
-            autostart=False,
         )
         target = engine.sources[0].resolve_target(GROUP)
         approvals = Approvals(resonate, target)

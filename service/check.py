@@ -75,16 +75,7 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _tried(engine: Engine, name: str) -> AsyncIterator[Finding]:
     """Run two small workflows on the engine, and read what it keeps."""
-    resonate = Resonate(
-        network=engine.network,
-        sources=engine.sources,
-        group=engine.group,
-        pid=engine.pid,
-        heartbeat=engine.heartbeat,
-        ttl=engine.ttl,
-        env={},
-        autostart=False,
-    )
+    resonate = engine.client()
     resonate.register(_at_once, name="at_once")
     resonate.register(_nap, name="nap")
     resonate.start()

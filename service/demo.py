@@ -201,8 +201,13 @@ class _Play:
 
 def rehearsal(folder: Path) -> Settings:
     """Return development settings on free ports, with everything kept in `folder`."""
+    return load_settings("demo", environment(folder), folder)
+
+
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    """Return an environment on free ports, with everything kept in `folder`; `settings` replace its own."""
     http, mailbox, inbox, inbox_smtp = free_ports(4)
-    env = {
+    own = {
         "ENGINE": f"sqlite:///{folder}/approvals.db",
         "HTTP": f"127.0.0.1:{http}",
         "MAILBOX": f"127.0.0.1:{mailbox}",
@@ -210,7 +215,7 @@ def rehearsal(folder: Path) -> Settings:
         "INBOX_SMTP": f"127.0.0.1:{inbox_smtp}",
         "SMTP": f"smtp://127.0.0.1:{inbox_smtp}",
     }
-    return load_settings("demo", {f"APPROVALS_{name}": value for name, value in env.items()}, folder)
+    return {f"APPROVALS_{name}": value for name, value in (own | settings).items()}
 
 
 def free_ports(count: int) -> list[int]:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 MAX_PORT = 65535
 #: What a unix socket's address has room for, in octets (unix(7), less the closing NUL).
@@ -112,11 +112,7 @@ def read_smtp_server(text: str) -> SmtpServer:
     """Return the server that an ``smtp://`` or ``smtps://`` URL names. Raises ValueError."""
     # The text is not repeated: it may hold a password.
     problem = "is not an SMTP URL such as smtp://mail.corp.example:587"
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError as exc:
-        raise ValueError(problem) from exc
+    url, port = _split(text, problem)
     options = dict(parse_qsl(url.query, keep_blank_values=True))
     if url.scheme not in {"smtp", "smtps"} or not url.hostname or url.path not in {"", "/"} or url.fragment:
         raise ValueError(problem)
@@ -144,11 +140,7 @@ def read_imap_account(text: str) -> ImapAccount:
     """Return what ``imaps://user:pass@host/INBOX?move=Done`` names. Raises ValueError."""
     # The text is not repeated: it holds a password.
     problem = "is not an IMAP URL such as imaps://user:password@imap.corp.example/INBOX"
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError as exc:
-        raise ValueError(problem) from exc
+    url, port = _split(text, problem)
     options = dict(parse_qsl(url.query, keep_blank_values=True))
     names = [unquote(url.path.removeprefix("/")) or "INBOX", options.get("move", "-")]
     wrong = url.scheme not in {"imap", "imaps"} or not url.hostname or url.fragment or port == 0
@@ -170,3 +162,13 @@ def read_imap_account(text: str) -> ImapAccount:
         folder=names[0],
         move_to=options.get("move"),
     )
+
+
+def _split(text: str, problem: str) -> tuple[SplitResult, int | None]:
+    """Return a URL's parts and its port. Raises ValueError with `problem`, which hides the text."""
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as exc:
+        raise ValueError(problem) from exc
+    return url, port

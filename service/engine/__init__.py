@@ -2,8 +2,7 @@
 
     engine = open_engine("sqlite:///approvals.db", group="approvals")
     await engine.start()
-    r = Resonate(network=engine.network, sources=engine.sources, group=engine.group, pid=engine.pid,
-                 heartbeat=engine.heartbeat, ttl=engine.ttl, env={}, autostart=False)
+    r = engine.client()
     r.start()
     ...
     await r.stop()      # leaves in flight are still answered: their results are kept
@@ -35,11 +34,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from resonate.connections import LocalConnection
 from resonate.heartbeat import Heartbeat, NoopHeartbeat
+from resonate.resonate import Resonate
 from resonate_base import PROTOCOL_VERSION, Network, Source
 
 from service.engine import retention as _retention
@@ -135,6 +136,20 @@ class Engine:
     async def about(self) -> str:
         """Return its version, as far as it tells one."""
         return await self.about_()
+
+    def client(self, **options: Any) -> Resonate:
+        """Return the SDK's client on this engine, not started; `options` are its own."""
+        return Resonate(
+            network=self.network,
+            sources=self.sources,
+            group=self.group,
+            pid=self.pid,
+            heartbeat=self.heartbeat,
+            ttl=self.ttl,
+            env={},
+            autostart=False,
+            **options,
+        )
 
     async def start(self) -> None:
         """Open the engine; SettingsError says in one line why that can't be."""

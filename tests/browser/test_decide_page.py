@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, async_playwright
 
+from service.demo import environment
 from tests.browser.chromium import ARGUMENTS, chromium
-from tests.journey.house import Person, environment, house, link_of, settings_of
+from tests.journey.house import Person, house, link_of, settings_of
 
 
 @pytest.fixture

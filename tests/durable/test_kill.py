@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from service.demo import environment
 from service.smtpd import Listener
-from tests.journey.house import Person, environment, eventually, link_of, reachable
+from tests.journey.house import Person, eventually, link_of, reachable
 
 
 async def started(

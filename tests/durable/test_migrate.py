@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from service.demo import free_ports
+from service.demo import environment, free_ports
 from tests.durable.test_kill import service, started
-from tests.journey.house import environment, link_of, reachable
+from tests.journey.house import link_of, reachable
 
 ANN, BOB = "ann@corp.example", "bob@corp.example"
 

@@ -9,11 +9,11 @@ from email.message import EmailMessage
 from email.policy import default as default_policy
 from pathlib import Path
 
-from service.demo import free_ports
+from service.demo import environment, free_ports
 from service.smtpd import Listener
 from tests.durable.cluster import MailServer
 from tests.durable.test_kill import service, started
-from tests.journey.house import Person, environment, eventually, link_of, reachable
+from tests.journey.house import Person, eventually, link_of, reachable
 
 
 async def test_with_the_engine_away_callers_hear_so(tmp_path: Path) -> None:

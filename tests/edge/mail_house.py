@@ -14,8 +14,9 @@ import dkim  # type: ignore[import-untyped] # it ships no types
 
 from service.app import DEVELOPMENT, Running, running
 from service.approvals import utc_now
+from service.demo import environment
 from service.senders import DnsUnavailable
-from tests.journey.house import Person, environment, settings_of, text_of
+from tests.journey.house import Person, settings_of, text_of
 from tests.unit.test_senders import Key, rsa
 
 ANN = "ann@corp.example"

@@ -22,11 +22,11 @@ from service import mailbox as mailbox_module
 from service.answers import Answers
 from service.app import Running, running
 from service.approvals import utc_now
-from service.demo import free_ports
+from service.demo import environment, free_ports
 from service.domain import Vote, ballot_key
 from service.smtpd import Listener
 from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann, zone
-from tests.journey.house import Person, environment, eventually, settings_of, text_of
+from tests.journey.house import Person, eventually, settings_of, text_of
 from tests.unit.test_senders_arc import listed, sealed
 
 type Live = Callable[..., AbstractAsyncContextManager[tuple[Running, Person]]]

@@ -38,7 +38,7 @@ def server_url(*, empty: bool = False) -> str:
         head = {"corrId": "c", "version": "2026-04-01"}
         answer = httpx.post(url, json={"kind": kind, "head": head, "data": {}})
         if answer.status_code != httpx.codes.OK:
-            pytest.skip(f"{SERVER} names a server that can't be emptied: start it with --debug")
+            pytest.fail(f"{SERVER} names a server that can't be emptied: start it with --debug")
     return url
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from service.demo import free_ports
+from service.demo import environment, free_ports
 from tests.engine.live import soon
-from tests.journey.house import Person, environment, house, link_of, settings_of
+from tests.journey.house import Person, house, link_of, settings_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TOKEN = "s3cret"
@@ -35,7 +35,7 @@ def command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return [wanted]
     cargo = shutil.which("cargo")
     if cargo is None:
-        pytest.skip("RUST_EXAMPLE is set, and cargo is missing: install Rust")
+        pytest.fail("RUST_EXAMPLE is set, and cargo is missing: install Rust")
     folder = tmp_path_factory.mktemp("rust")
     shutil.copytree(EXAMPLES / "rust", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target"))
     subprocess.run([cargo, "build"], cwd=folder, check=True, timeout=BUILDING)  # noqa: S603 - found above

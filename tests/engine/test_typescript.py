@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from service.demo import free_ports
+from service.demo import environment, free_ports
 from service.wording import when
 from tests.engine.live import soon
-from tests.journey.house import Person, environment, house, link_of, settings_of, text_of
+from tests.journey.house import Person, house, link_of, settings_of, text_of
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "typescript"

@@ -27,21 +27,6 @@ from service.settings import Settings, load_settings
 PATIENCE = 30.0
 
 
-def environment(folder: Path, **overrides: str) -> dict[str, str]:
-    """Return an environment on free ports, with everything kept in `folder`."""
-    http, mailbox, inbox, inbox_smtp = free_ports(4)
-    own = {
-        "ENGINE": f"sqlite:///{folder}/approvals.db",
-        "HTTP": f"127.0.0.1:{http}",
-        "MAILBOX": f"127.0.0.1:{mailbox}",
-        "INBOX": f"127.0.0.1:{inbox}",
-        "INBOX_SMTP": f"127.0.0.1:{inbox_smtp}",
-        "SMTP": f"smtp://127.0.0.1:{inbox_smtp}",
-        **overrides,
-    }
-    return {f"APPROVALS_{name}": value for name, value in own.items()}
-
-
 def settings_of(env: dict[str, str], folder: Path) -> Settings:
     """Return the development settings that `env` makes."""
     return load_settings("dev", env, folder)

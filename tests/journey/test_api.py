@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from service.app import running
-from tests.journey.house import Person, environment, house, link_of, settings_of
+from service.demo import environment
+from tests.journey.house import Person, house, link_of, settings_of
 
 GOOD = {"id": "good-1", "subject": "Refund", "approvers": ["ann@corp.example"]}
 

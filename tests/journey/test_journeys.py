@@ -9,20 +9,10 @@ from pathlib import Path
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from service.demo import free_ports
+from service.demo import environment, free_ports
 from service.smtpd import Listener
 from tests.engine.real import postgres_url, server_url
-from tests.journey.house import (
-    Person,
-    environment,
-    eventually,
-    form_of,
-    house,
-    link_of,
-    mailhog,
-    settings_of,
-    text_of,
-)
+from tests.journey.house import Person, eventually, form_of, house, link_of, mailhog, settings_of, text_of
 
 
 @pytest.fixture(

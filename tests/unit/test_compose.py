@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ def settings_of(name: str, folder: Path) -> Settings:
     return load_settings("serve", env, folder)
 
 
-@pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="check-jsonschema is not installed")
 def test_compose_keeps_to_the_specification() -> None:
     """The compose specification's own schema accepts the file."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]

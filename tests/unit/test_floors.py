@@ -21,6 +21,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("wording", "replies", "senders"),
     ("letters", "pages"),
     ("endpoints",),
+    ("readers",),
     ("settings",),
     ("engine",),
     ("approvals",),
