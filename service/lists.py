@@ -71,7 +71,9 @@ class Lists:
         looked at. Closed ones are found once their workflow has closed them.
         Raises NoLists, EngineAway.
         """
-        tags = {APPROVER_TAG: wanted.approver} if wanted.approver else {KIND_TAG: APPROVAL}
+        # Of a person, ballots alone: what is kept of their absences bears their tag too.
+        of_person = {APPROVER_TAG: wanted.approver or "", KIND_TAG: "ballot"}
+        tags = of_person if wanted.approver else {KIND_TAG: APPROVAL}
         state = {None: None, "pending": "pending"}.get(wanted.status, "resolved")
         if wanted.approver and state == "resolved":
             state = None  # a ballot's record is never resolved
