@@ -107,38 +107,38 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
     arbiter = seats[0] if len(seats) == 1 else ctx.promise(FOREVER)
     arbiter_id, seat_ids = await arbiter.id(), [await seat.id() for seat in seats]
 
-    # 2. Ballots that can be found, and the deadline. On a replay the first timer stands.
-    left = await patient.run(enrol, seat_ids, arbiter_id)
-    deadline = ctx.sleep(timedelta(milliseconds=left))
-    timers = [deadline]
+    # 2. Ballots that can be found.
+    due_ms = await patient.run(enrol, seat_ids, arbiter_id)
 
-    # 3. The letters, until all are out or it has ended without them.
-    unsent, attempt = list(range(len(seats))), 0
+    # 3. The letters, until all are out, or it has ended without them, or is due.
+    unsent, pauses = list(range(len(seats))), list[ResonateFuture[None]]()
     keys = [spell(ballot_key(ctx.info.id, approver.email)) for approver in approvers]
     while unsent:
         tries = [patient.run(send_request, keys[n]) for n in unsent]
         deliveries = [await one for one in tries]
         unsent = [n for n, delivery in zip(unsent, deliveries, strict=True) if delivery == "later"]
         if unsent:
-            timers.append(ctx.sleep(pause_after(attempt)))
-            attempt += 1
-            if await first(ctx, timers[-1], arbiter, deadline) != 0:
+            pauses.append(ctx.sleep(min(pause_after(len(pauses)), until(ctx, due_ms))))
+            if await first(ctx, pauses[-1], arbiter) != 0:
                 break
 
     # 4. Nothing is held while people think: this is where it suspends, for weeks if need be.
     #    Every way out leads to the same next step, so a replay need not be told which one it was.
-    decided, late, *unreachable = [await is_settled(one) for one in (arbiter, deadline, *seats)]
-    if not (decided or late or all(unreachable)):
+    #    One that finds it decided has no timer, and so none to end: the one there is ends by itself.
+    decided, *unreachable = [await is_settled(one) for one in (arbiter, *seats)]
+    if not (decided or all(unreachable) or await is_settled(ctx.sleep(until(ctx, due_ms)))):
         raise Suspended
 
-    # 5. Close what is still open, whoever won; then the voice of the one who decided is answered.
-    timer_ids = [await timer.id() for timer in timers if not await is_settled(timer)]
-    ask, end, ends = await close(ctx, arbiter_id, seat_ids, timer_ids)
+    # 5. Close what is still open, whoever won; a body must not return before all it waits for has ended.
+    ask, end, ends = await close(ctx, arbiter_id, seat_ids, [await pause.id() for pause in pauses])
+    if not all([await is_settled(one) for one in (arbiter, *seats, *pauses)]):
+        raise Suspended  # what this run saw pending, the next one finds settled
+
+    # 6. The voice of the one who decided is answered.
     if isinstance(end, Vote) and end.channel == "reply":
         voter = spell(ballot_key(ask.approval_id, end.by))
         receipt = Answer(ballot=voter, kind="receipt", at_ms=milliseconds(end.at), nth="1")
         await ctx.options(timeout=ANSWER_LIFE).detached(ANSWER, msgspec.to_builtins(receipt))
-    await all_settled(*timers, *seats)
     report = tally(ask, end, ends)
     log.info("approval %s: %s", ask.approval_id, report.status)
     return to_wire(report)
@@ -156,7 +156,7 @@ async def answer(ctx: Context, order: dict[str, Any]) -> Delivery:
 
 
 async def close(
-    ctx: Context, arbiter_id: str, seat_ids: list[str], timer_ids: list[str]
+    ctx: Context, arbiter_id: str, seat_ids: list[str], pause_ids: list[str]
 ) -> tuple[Ask, End, list[End]]:
     """End what is still open; return what was asked, how it ended, and how each seat did.
 
@@ -181,8 +181,8 @@ async def close(
             seat or (end if seat_id == arbiter_id else await settle(promises, seat_id, moot))
             for seat_id, seat in zip(seat_ids, seats, strict=True)
         ]
-        for timer_id in timer_ids:
-            await promises.resolve(timer_id, Value())
+        for pause_id in pause_ids:
+            await promises.resolve(pause_id, Value())
         await list_closed(promises, found[root_id])
     return ask, end, ends
 
@@ -199,15 +199,6 @@ async def first(ctx: Context, *futures: ResonateFuture[Any]) -> int:
     return await ctx.run(keep, settled.index(True))
 
 
-async def all_settled(*futures: ResonateFuture[Any]) -> None:
-    """Suspend until every one of `futures` is settled: a body must not return before them.
-
-    What this run saw pending and `close` has ended since is settled in the next one.
-    """
-    if not all([await is_settled(future) for future in futures]):
-        raise Suspended
-
-
 async def is_settled(future: ResonateFuture[Any]) -> bool:
     """Tell whether awaiting `future` would not suspend."""
     try:
@@ -217,6 +208,11 @@ async def is_settled(future: ResonateFuture[Any]) -> bool:
     except Exception:  # noqa: BLE001 - a rejection of any kind settles it; read_end says what it means
         return True
     return True
+
+
+def until(ctx: Context, due_ms: int) -> timedelta:
+    """Return how long it is until then: for a timer's length, of which a replay keeps the first."""
+    return max(timedelta(0), instant(due_ms) - ctx.get_dependency(Ports).now())
 
 
 def pause_after(attempt: int) -> timedelta:
@@ -248,7 +244,7 @@ def engine_at_hand() -> Iterator[None]:
 
 @leaf
 async def enrol(ctx: Context, seat_ids: list[str], arbiter_id: str) -> int:
-    """Write each ballot's record; return the milliseconds left until the approval is due."""
+    """Write each ballot's record; return when the approval is due, in ms since 1970."""
     with engine_at_hand():
         ports = ctx.get_dependency(Ports)
         root = await ports.promises.get(ctx.info.parent_id)
@@ -259,7 +255,7 @@ async def enrol(ctx: Context, seat_ids: list[str], arbiter_id: str) -> int:
                 approval_id=ask.approval_id, position=position, promise=seat_id, arbiter=arbiter_id
             )
             await record_ballot(ports.promises, ask, record)
-        return max(0, milliseconds(ask.due_at) - milliseconds(ports.now()))
+        return milliseconds(ask.due_at)
 
 
 @leaf
@@ -268,8 +264,8 @@ async def send_request(ctx: Context, key: str) -> Delivery:
     with engine_at_hand():
         ports = ctx.get_dependency(Ports)
         ballot = await read_ballot(ports.promises, unspell(key))
-        if ballot.end is not None or ballot.ask.letters_out:
-            return "sent"  # decided or closed meanwhile, or asked before it was moved here
+        if ballot.end is not None or ballot.ask.letters_out or ports.now() >= ballot.ask.due_at:
+            return "sent"  # decided, closed or due meanwhile, or asked before it was moved here
         sent = await ports.mailer.send(ports.letters.request(ballot, ports.tokens.capabilities(ballot)))
         if isinstance(sent, Undeliverable):
             refused = Closed(reason="undeliverable", at=ports.now(), detail=f"{sent.code} {sent.text}"[:500])

@@ -2,7 +2,9 @@
 
 import asyncio
 import email
+import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from email.policy import default as default_policy
 from pathlib import Path
 
@@ -211,6 +213,17 @@ async def test_the_deadline_closes_it(person: Person) -> None:
     assert "<button" not in page.text
 
 
+async def test_the_deadline_of_what_was_decided_changes_nothing(person: Person) -> None:
+    """What an approval's due time finds decided stays as it is, and nobody hears of it again."""
+    await person.ask("a-15", due="PT2S")
+    await person.press(link_of(await person.letter("a-15")))
+    decided = await person.report("a-15", wait=20)
+    assert decided["status"] == "approved"
+    await asyncio.sleep(max(0, datetime.fromisoformat(decided["due_at"]).timestamp() - time.time()) + 1)
+    assert await person.report("a-15") == decided
+    assert len(await person.letters("a-15")) == 1
+
+
 async def test_the_same_request_is_one_approval(person: Person) -> None:
     """The same body twice is one approval and one letter; another body is a conflict."""
     answers = await asyncio.gather(*[person.ask("a-13") for _ in range(8)])
@@ -253,6 +266,23 @@ async def test_smtp_down_then_up(tmp_path: Path) -> None:
             await person.press(link_of(letter))
             assert (await person.report("a-14", wait=20))["status"] == "approved"
             assert len(await reader.letters("a-14")) == 1
+
+
+async def test_due_while_the_mail_server_is_away(tmp_path: Path) -> None:
+    """A letter that could not go out in time expires with its approval, and does not come later."""
+    [smtp] = free_ports(1)
+    env = environment(tmp_path, SMTP=f"smtp://127.0.0.1:{smtp}")
+    async with house(settings_of(env, tmp_path)) as (_, person):
+        await person.ask("a-16", due="PT5S")
+        await person.ask("a-17")
+        # Pauses of 1, 2 and 4 seconds: the last one would end after it is due.
+        report = await person.report("a-16", wait=20)
+        assert (report["status"], report["closed_at"]) == ("expired", report["due_at"])
+        assert time.time() < datetime.fromisoformat(report["due_at"]).timestamp() + 1
+        late = settings_of(environment(tmp_path, ENGINE="memory:", INBOX_SMTP=f"127.0.0.1:{smtp}"), tmp_path)
+        async with house(late) as (_, reader):
+            await reader.letter("a-17")
+            assert await reader.letters("a-16") == []
 
 
 async def test_letters_arrive_through_chaos(tmp_path: Path) -> None:
