@@ -1,9 +1,11 @@
 """The durable state machine: requests and deadlines applied to one SQLite file, in one thread.
 
 Whatever is handed to `Database.run` together is committed together, and
-nothing is answered before it is on disk: WAL, ``synchronous=FULL``. A batch
-that fails is rolled back and its jobs are tried one by one, so that one
-request's failure is never another's.
+nothing is answered before it is on disk: WAL, ``synchronous=FULL``. Only what
+the next start would undo or do again is left to the next such commit, or to the
+system; should the power fail before, the log ends a little earlier. A batch that
+fails is rolled back and its jobs are tried one by one, so that one request's
+failure is never another's.
 """
 
 import contextlib
@@ -59,11 +61,13 @@ class StorageFault(Exception):
 class Job(msgspec.Struct, frozen=True, gc=False):
     """Work for one transaction, and who hears of its outcome after the commit.
 
-    `done` is called with what `work` returned, or with a StorageFault.
+    `done` is called with what `work` returned, or with a StorageFault. `lazy`
+    work need not be on disk when it is.
     """
 
     work: Callable[[Transaction], Any]
     done: Callable[[Any], None]
+    lazy: bool = False
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
@@ -110,6 +114,7 @@ class Database:
         self._db: sqlite3.Connection | None = None
         self._rows: Rows | None = None
         self._next_due: int | None = 0
+        self._lazy = False
 
     # -- opening --------------------------------------------------------------------------------------
 
@@ -187,6 +192,10 @@ class Database:
         db, rows = self._db, self._rows
         if db is None or rows is None:
             raise StorageFault("the engine is closed")
+        lazy = bool(jobs) and all(job.lazy for job in jobs)
+        if lazy is not self._lazy:
+            db.execute(f"PRAGMA synchronous = {'NORMAL' if lazy else 'FULL'}")
+            self._lazy = lazy
         tx = Transaction(rows, self.clock(), dispatch=self.running, live=self.running)
         # Deferred, so that reading goes on where nothing can be written; nobody
         # else writes, so the step up to a write lock never has to wait.

@@ -41,6 +41,13 @@ __all__ = ["EmbeddedEngine"]
 #: Tasks offered to a listener when it attaches; more come with their retry.
 ATTACH_BATCH: Final = 10_000
 
+#: From callers in this process these are lost with nothing: the power that takes them
+#: takes the caller, and the next start frees the lease and has the work done again.
+_LEASING: Final = frozenset({"task.acquire", "task.suspend", "task.release"})
+#: So is the birth of what runs under the lease, which comes in a task.fence. Values are
+#: base64, so that this is nowhere else.
+_LOCAL: Final = '"resonate:scope":"local"'
+
 
 def _not_kept() -> None:
     """Note nothing: the task itself remembers that it is to be offered again."""
@@ -110,7 +117,8 @@ class EmbeddedEngine:
             return await self._search(call)
         if call.kind == "promise.get":
             return self._glance(call)
-        outcome = await self._do(partial(self._database.answer, call, endless=endless))
+        lazy = endless and (call.kind in _LEASING or (call.kind == "task.fence" and _LOCAL in str(request)))
+        outcome = await self._do(partial(self._database.answer, call, endless=endless), lazy=lazy)
         if isinstance(outcome, StorageFault):
             if endless and call.kind == "task.release":
                 # Nobody but this process can end the lease, and the SDK asks just once.
@@ -121,11 +129,11 @@ class EmbeddedEngine:
         answer: bytes = outcome
         return answer
 
-    async def _do(self, work: Callable[[Transaction], Any]) -> Any:
+    async def _do(self, work: Callable[[Transaction], Any], *, lazy: bool = False) -> Any:
         """Do something in a transaction; return what it returned, or a StorageFault."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        if self._closed or not self._writer.submit(Job(work, partial(_set, future))):
+        if self._closed or not self._writer.submit(Job(work, partial(_set, future), lazy)):
             return StorageFault("the engine is closed")
         return await future
 
@@ -230,10 +238,11 @@ class EmbeddedEngine:
                 loop.call_soon_threadsafe(self._announce, outcomes, messages)
 
     def _announce(self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message]) -> None:
-        for job, outcome in outcomes:
-            job.done(outcome)
+        # Messages first: a worker's lease is then in the writer's hands while callers use what they got.
         for message in messages:
             self._deliver(message)
+        for job, outcome in outcomes:
+            job.done(outcome)
 
     def _deliver_all(self, messages: Sequence[Message] | StorageFault) -> None:
         for message in () if isinstance(messages, StorageFault) else messages:

@@ -30,7 +30,8 @@ class FakeClock:
 
 def envelope(kind: str, data: dict[str, Any], **head: Any) -> str:
     """Return a request as the SDK would send it."""
-    return json.dumps({"kind": kind, "head": {"corrId": "c1", "version": VERSION, **head}, "data": data})
+    whole = {"kind": kind, "head": {"corrId": "c1", "version": VERSION, **head}, "data": data}
+    return json.dumps(whole, separators=(",", ":"))
 
 
 class Answer(msgspec.Struct):

@@ -1,18 +1,23 @@
 """The file: opened, locked, brought forward, failing, copied, and what is forgotten."""
 
+import json
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.engine import schema
+from service.engine import EmbeddedEngine, schema
 from service.engine.backup import backup
+from service.engine.clock import now_ms
 from service.engine.database import Database, Job, StorageFault
 from service.engine.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION, NotOurs, migrate
 from service.engine.transaction import Transaction
@@ -54,6 +59,82 @@ def test_the_file_is_in_wal_mode_and_fully_synchronous(opened: Callable[..., Ben
     assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
     assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
     assert db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+
+
+async def test_only_leases_within_this_process_do_not_wait_for_the_disk(file: Path) -> None:
+    """Their loss with the power is made good by the next start; nobody's but theirs is."""
+    engine = EmbeddedEngine(file)
+    await engine.start()
+    version = 0
+
+    async def forced(kind: str, *, endless: bool = True, **data: Any) -> bool:
+        """Send a request; tell whether its commit waited for the disk."""
+        nonlocal version
+        answer = json.loads(await engine.send(envelope(kind, data), endless=endless))
+        assert answer["head"]["status"] in {200, 300}, answer
+        version = answer["data"].get("task", {}).get("version", version)
+        assert engine._database._db is not None
+        return bool(engine._database._db.execute("PRAGMA synchronous").fetchone()[0] == 2)
+
+    def lease() -> dict[str, Any]:
+        return {"id": "w", "version": version, "pid": "p", "ttl": 5_000}
+
+    def fenced(action: dict[str, Any]) -> dict[str, Any]:
+        return {"id": "w", "version": version, "action": action}
+
+    def awaiting(awaited: str) -> dict[str, Any]:
+        callback = {"awaited": awaited, "awaiter": "w"}
+        return lease() | {"actions": [{"kind": "promise.register_callback", "head": {}, "data": callback}]}
+
+    far = now_ms() + DAY
+    leaf, seat = {"resonate:scope": "local"}, {"resonate:scope": "global", "resonate:external": "true"}
+    assert await forced("promise.create", id="w", timeoutAt=far, tags={"resonate:target": TARGET})
+    assert not await forced("task.acquire", **lease())
+    assert not await forced("task.fence", **fenced(create("w:1", far, **leaf)))
+    assert await forced("task.fence", **fenced(settle("w:1")))
+    assert await forced("task.fence", **fenced(create("w:2", far, **seat)))
+    assert not await forced("task.suspend", **awaiting("w:2"))
+    assert await forced("promise.settle", id="w:2", state="resolved", value={})
+    assert not await forced("task.acquire", **lease())
+    assert not await forced("task.release", **lease())
+    # Another process's lease outlives this one, and so it is on disk.
+    assert await forced("task.acquire", **lease(), endless=False)
+    await engine.close()
+
+
+def test_a_power_cut_among_leases_loses_nothing_that_was_forced(file: Path, tmp_path: Path) -> None:
+    """The log ends where it was last forced: what that acknowledged is there, and its work is offered."""
+    live = Bench(Database(file, clock=FakeClock()))
+    cut = tmp_path / "cut.db"
+    with closing(live.database):
+
+        def lazy(kind: str, **data: Any) -> None:
+            call = read_call(envelope(kind, data))
+            work = partial(live.database.answer, call, endless=True)
+            [answer] = live.database.run([Job(work, lambda _: None, lazy=True)], fire=False)
+            assert json.loads(answer)["head"]["status"] == 200
+
+        lease = {"id": "w", "version": 0, "pid": "p", "ttl": 5_000}
+        live.promise("w", target=TARGET)
+        lazy("task.acquire", **lease)
+        leaf = create("w:1", T0 + 60_000, **{"resonate:scope": "local"})
+        lazy("task.fence", id="w", version=1, action=leaf)
+        live.ok("task.fence", id="w", version=1, action=settle("w:1"))
+        forced = file.with_name("approvals.db-wal").stat().st_size
+        lazy("task.release", id="w", version=1)
+        lazy("task.acquire", **lease | {"version": 1})
+        wal = file.with_name("approvals.db-wal").read_bytes()
+        assert len(wal) > forced
+        shutil.copy(file, cut)
+        cut.with_name("cut.db-wal").write_bytes(wal[:forced])
+    after = Bench(Database(cut, clock=FakeClock()))
+    with closing(after.database):
+        assert [(row[1], row[2]) for row in after.stored()["promises"]] == [
+            ("w", "pending"),
+            ("w:1", "resolved"),
+        ]
+        after.pass_time()
+        assert after.offers() == [("w", 1)]
 
 
 def test_what_was_stored_is_there_after_a_restart(opened: Callable[..., Bench]) -> None:
