@@ -238,11 +238,10 @@ class EmbeddedEngine:
                 loop.call_soon_threadsafe(self._announce, outcomes, messages)
 
     def _announce(self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message]) -> None:
-        # Messages first: a worker's lease is then in the writer's hands while callers use what they got.
-        for message in messages:
-            self._deliver(message)
         for job, outcome in outcomes:
             job.done(outcome)
+        for message in messages:
+            self._deliver(message)
 
     def _deliver_all(self, messages: Sequence[Message] | StorageFault) -> None:
         for message in () if isinstance(messages, StorageFault) else messages:

@@ -5,7 +5,8 @@ Walks the promises in slices, so that reclaiming never holds up a request for
 long and needs no index of its own. What is pending is never touched, nor is
 anything whose tree holds something pending or a message not yet handed over.
 A promise that nothing fires for (an internal one, such as a ballot's record)
-counts as ended at its deadline.
+counts as ended at its deadline. A timer holds up nothing: once its root has
+ended it wakes nobody, whether it has fired or not.
 """
 
 from typing import Final
@@ -32,7 +33,7 @@ _TREE: Final = (
     " UNION SELECT p.row FROM promises p JOIN tree ON p.parent = tree.row)"
 )
 _ALIVE: Final = (
-    f"{_TREE} SELECT EXISTS (SELECT 1 FROM tree JOIN promises p USING (row) WHERE {_ENDED} > ?2)"
+    f"{_TREE} SELECT EXISTS (SELECT 1 FROM tree JOIN promises USING (row) WHERE NOT timer AND {_ENDED} > ?2)"
     " OR EXISTS (SELECT 1 FROM tree JOIN outbox o ON o.promise = tree.row)"
 )
 #: In this order: the promises say which other rows go.
