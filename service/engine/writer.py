@@ -121,14 +121,17 @@ class Writer:
                 if self._closing and not jobs:
                     return
             self._in_hand = jobs
-            outcomes = self._database.run(jobs)
+            self._tell(list(zip(jobs, self._database.run(jobs), strict=True)))
+            self._in_hand = []
             if time.monotonic() - swept >= RECLAIM_S:
                 self._database.sweep()
+                self._tell([])
                 swept = time.monotonic()
-            messages, self._database.messages = self._database.messages, []
-            if outcomes or messages:
-                self._outcomes(list(zip(jobs, outcomes, strict=True)), messages)
-            self._in_hand = []
+
+    def _tell(self, outcomes: Sequence[tuple[Job, Any]]) -> None:
+        messages, self._database.messages = self._database.messages, []
+        if outcomes or messages:
+            self._outcomes(outcomes, messages)
 
     def _patience(self) -> float:
         """Return how long nothing needs doing, in seconds."""
