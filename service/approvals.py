@@ -15,10 +15,12 @@ is no second store that could disagree.
 import asyncio
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Literal
 
 import msgspec
 from resonate.error import ResonateError, ServerError
@@ -47,6 +49,8 @@ _ANY_ID = re.compile(r"[A-Za-z0-9._:-]{1,512}")
 ENGINE_PATIENCE = 10.0
 #: The same for whoever asks whether we are ready: those who watch processes wait less.
 PING_PATIENCE = 2.0
+#: Seconds between looks whether a worker has begun with an approval that somebody waits for.
+BEGINNING = 0.1
 _NOT_FOUND = 404
 
 type Clock = Callable[[], datetime]
@@ -108,24 +112,38 @@ class Approvals:
         return await self.report(await self._root(approval_id))
 
     async def wait(self, approval_id: str, seconds: float, stop: asyncio.Event | None = None) -> Report:
-        """Tell how it stands once it is closed, after `seconds`, or when `stop` is set.
+        """Tell how it stands once it is decided, after `seconds`, or when `stop` is set.
 
+        Decided it is from the arbiter's end on, whenever a worker gets to the rest.
         Raises NotFound, EngineAway.
         """
-        report = await self.show(approval_id)
-        if report.status == "pending" and seconds > 0:
-            async with engine_errors():
-                handle = await self._resonate.get(approval_id)
-            closed = asyncio.ensure_future(handle.result())
-            stopped = asyncio.ensure_future((stop or asyncio.Event()).wait())
-            try:
-                await asyncio.wait({closed, stopped}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                stopped.cancel()
-                if not closed.cancel():
-                    closed.exception()  # how it ended is read from the promise, below
-            report = await self.show(approval_id)
-        return report
+        root, end_of_patience = await self._root(approval_id), time.monotonic() + seconds
+        stopping = asyncio.create_task((stop or asyncio.Event()).wait())
+        try:
+            while True:
+                report, arbiter = await self._standing(root)
+                left = end_of_patience - time.monotonic()
+                if report.status != "pending" or left <= 0 or stopping.done():
+                    return report
+                if arbiter is None:
+                    await asyncio.wait({stopping}, timeout=min(left, BEGINNING))
+                    root = await self._root(approval_id)
+                else:
+                    await self._settled(arbiter, left, stopping)
+                    end_of_patience = 0  # whatever ended the wait, it was the only one
+        finally:
+            stopping.cancel()
+
+    async def _settled(self, promise_id: str, seconds: float, stopping: asyncio.Task[Literal[True]]) -> None:
+        """Return when a promise is settled, after `seconds`, or with `stopping`. Raises EngineAway."""
+        async with engine_errors():
+            handle = await self._resonate.get(promise_id)
+        settled = asyncio.create_task(handle.result())
+        try:
+            await asyncio.wait({settled, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not settled.cancel():
+                settled.exception()  # how it ended is read from the promise
 
     async def ballot(self, key: bytes) -> Ballot:
         """Return the ballot as it stands. Raises BallotGone, EngineAway."""
@@ -149,21 +167,24 @@ class Approvals:
 
     async def report(self, promise: PromiseRecord) -> Report:
         """Tell how the approval of this promise, its own, stands. Raises NotFound, EngineAway."""
+        return (await self._standing(promise))[0]
+
+    async def _standing(self, promise: PromiseRecord) -> tuple[Report, str | None]:
+        """Return the report, and its arbiter's id where that is what to wait for."""
         if promise.state == "resolved":
-            return msgspec.convert(promise.value.data, Report)
+            return msgspec.convert(promise.value.data, Report), None
         ask = read_ask(promise)
+        keys = [ballot_key(ask.approval_id, approver.email) for approver in ask.approvers]
         async with engine_errors():
-            records = [
-                await find_record(self.promises, ballot_key(ask.approval_id, approver.email))
-                for approver in ask.approvers
-            ]
-            ends = [None if r is None else read_end(await self.promises.get(r.promise)) for r in records]
-            arbiter: End | None = None
-            if records[0] is not None:
-                arbiter = read_end(await self.promises.get(records[0].arbiter))
-            elif promise.state != "pending":  # no worker ever took it up
-                arbiter = Closed(reason="expired", at=ask.due_at)
-        return tally(ask, arbiter, ends)
+            records = await asyncio.gather(*(find_record(self.promises, key) for key in keys))
+            asked = dict.fromkeys(id_ for r in records if r is not None for id_ in (r.arbiter, r.promise))
+            found = await asyncio.gather(*map(self.promises.get, asked))
+        ends = dict(zip(asked, map(read_end, found), strict=True))
+        arbiter_id = None if records[0] is None else records[0].arbiter
+        arbiter = None if arbiter_id is None else ends[arbiter_id]
+        if arbiter_id is None and promise.state != "pending":  # no worker ever took it up
+            arbiter = Closed(reason="expired", at=ask.due_at)
+        return tally(ask, arbiter, [None if r is None else ends[r.promise] for r in records]), arbiter_id
 
 
 async def start_function(

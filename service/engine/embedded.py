@@ -238,10 +238,11 @@ class EmbeddedEngine:
                 loop.call_soon_threadsafe(self._announce, outcomes, messages)
 
     def _announce(self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message]) -> None:
-        for job, outcome in outcomes:
-            job.done(outcome)
+        # Messages first: whoever waits for a promise hears of it before whoever settled it goes on.
         for message in messages:
             self._deliver(message)
+        for job, outcome in outcomes:
+            job.done(outcome)
 
     def _deliver_all(self, messages: Sequence[Message] | StorageFault) -> None:
         for message in () if isinstance(messages, StorageFault) else messages:

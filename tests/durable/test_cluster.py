@@ -37,6 +37,7 @@ async def test_a_link_decides(person: Recipient) -> None:
         assert (await person.ask("c-link")).status_code == 201
         assert (await person.press(link_of(await person.letter("c-link")), "decline")).status_code == 200
         report = await person.report("c-link", wait=20)
+        await person.ended("c-link")
     assert (report["status"], report["approvers"][0]["channel"]) == ("declined", "link")
 
 
@@ -71,8 +72,32 @@ async def test_the_deadline_closes_it(person: Recipient) -> None:
         link = link_of(await person.letter("c-due"))
         report = await person.report("c-due", wait=20)
         assert report["status"] == "expired"
+        await person.ended("c-due")
         assert 3.9 < time.monotonic() - began < 6
         assert (await person.press(link)).status_code == 409
+
+
+async def test_a_decision_is_told_while_no_worker_is_up(tmp_path: Path) -> None:
+    """Whoever waits hears of a vote when it is durable; the workflow ends once there is a worker again."""
+    with cluster(ENGINES[0], tmp_path, "w0") as here:
+        person = here.person
+        async with person.http:
+            await person.ask("c-alone", ANN, "bob@corp.example")
+            link = link_of(await person.letter("c-alone", to="bob"))
+            here.kill("w0")
+            waiting = asyncio.create_task(person.report("c-alone", wait=60))
+            await asyncio.sleep(0.5)
+            assert not waiting.done()
+            assert (await person.press(link, "decline")).status_code == 200
+            told = await asyncio.wait_for(waiting, 5)
+            assert (told["status"], [a["status"] for a in told["approvers"]]) == (
+                "declined",
+                ["moot", "decided"],
+            )
+            assert await person.listed("declined") == []
+            here.start_worker("w1")
+            await person.ended("c-alone")
+            assert await person.report("c-alone") == told
 
 
 ASKED = {"subject": "Refund", "approvers": [ANN]}
@@ -148,6 +173,7 @@ async def test_twenty_approvals_survive_two_kills(kind: str, tmp_path: Path) -> 
             assert {page.status_code for page in pressed} == {200}
             reports = await asyncio.gather(*[person.report(name, wait=30) for name in names])
             assert {report["status"] for report in reports} == {"approved"}
+            await person.ended(*names)
 
             here.start_worker("w3")
             await all_work(here, "w2", "w3")

@@ -64,6 +64,7 @@ async def test_killed_after_the_letter_the_old_link_still_decides(tmp_path: Path
         assert (await person.report("k-1"))["status"] == "pending"
         assert (await person.press(link)).status_code == 200
         assert (await person.report("k-1", wait=20))["status"] == "approved"
+        await person.ended("k-1")
         assert len(await person.letters("k-1")) == 1
 
 
@@ -120,6 +121,7 @@ async def test_killed_after_the_decision_the_workflow_goes_on(tmp_path: Path) ->
     async with service(env, tmp_path, how=signal.SIGTERM) as person:
         assert (await person.report("d-1", wait=20))["status"] == "declined"
         assert (await person.report("d-2", wait=20))["status"] == "approved"
+        await person.ended("d-1", "d-2")
         assert "Go ahead." in str(await person.letter("d-2", kind="receipt"))
 
 

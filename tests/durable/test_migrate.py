@@ -73,6 +73,7 @@ async def test_old_letters_decide_on_the_new_engine(tmp_path: Path) -> None:
             assert (await person.report("m-link", wait=20))["status"] == "approved"
             assert (await person.reply(letter, "decline", sender=BOB)).startswith("250")
             assert (await person.report("m-reply", wait=20))["status"] == "declined"
+            await person.ended("m-link", "m-reply")
             receipt = await person.letter("m-reply", kind="receipt")
             # This run's inbox is a fresh one: nobody was asked again.
             assert [mail["Message-ID"] for mail in await person.letters()] == [receipt["Message-ID"]]

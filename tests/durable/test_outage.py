@@ -63,6 +63,7 @@ async def test_the_engine_lost_and_back_under_load(tmp_path: Path) -> None:
             for name in accepted:
                 assert (await person.press(link_of(await person.letter(name)))).status_code == 200
             reports = await asyncio.gather(*[person.report(name, wait=30) for name in accepted])
+            await person.ended(*accepted)
             assert {report["status"] for report in reports} == {"approved"}
             # Both workers have gone on: each sends some of what is new.
             sent = {name: len(server.letters) for name, server in here.mail.items()}
@@ -118,6 +119,7 @@ async def test_an_engine_that_comes_late_is_waited_for(tmp_path: Path) -> None:
             await person.ask("late-1")
             await person.press(link_of(await person.letter("late-1")))
             assert (await person.report("late-1", wait=20))["status"] == "approved"
+            await person.ended("late-1")
         for name in ("gateway", "mailbox", "w0"):
             assert here.log(name).count("does not answer, waiting for it") == 1, here.log(name)
 

@@ -111,6 +111,7 @@ async def test_a_stop_finishes_what_is_in_hand(tmp_path: Path) -> None:
         async with service(env, tmp_path) as person:
             await person.press(link_of(letter_of(server)))
             assert (await person.report("s-2", wait=20))["status"] == "approved"
+            await person.ended("s-2")
         assert len(server.letters) == 1
 
 

@@ -92,7 +92,7 @@ async def test_it_runs_once_it_can(url: str) -> None:
         r.register(double)
         handle = await r.get(name)
         assert await soon(handle.result(), 15) == 8
-        assert engine.parked == {}
+        await until(lambda: not engine.parked)
 
 
 async def test_at_a_stop_others_get_what_was_parked_at_once(url: str) -> None:

@@ -58,6 +58,27 @@ class Person:
         report: dict[str, Any] = answer.json()
         return report
 
+    async def ended(self, *approval_ids: str) -> None:
+        """Return once the workflows of these have ended: a wait is over before, a list has them then."""
+
+        async def look() -> bool | None:
+            statuses = {(await self.report(approval_id))["status"] for approval_id in approval_ids}
+            found = [item["id"] for status in statuses for item in await self.listed(status)]
+            return {*approval_ids} <= {*found} or None
+
+        await eventually(look, f"the end of {approval_ids}")
+
+    async def listed(self, status: str) -> list[dict[str, Any]]:
+        """GET /approvals?status=, page by page."""
+        items: list[dict[str, Any]] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            query = {"status": status} | ({"cursor": cursor} if cursor else {})
+            page = (await self.http.get(f"{self.api}/approvals", params=query)).json()
+            items += page["items"]
+            cursor = page["next_cursor"]
+        return items
+
     async def raw_letters(self, needle: str) -> list[str]:
         """Return the data of every message that holds `needle`, as it was received."""
         answer = await self.http.get(
