@@ -28,7 +28,18 @@ from resonate.promises import Promises
 from resonate.resonate import Resonate
 from resonate.types import PromiseRecord, TaskData, Value
 
-from service.domain import Ballot, BallotRecord, Closed, End, Report, Vote, ballot_key, tally
+from service.domain import (
+    Ballot,
+    BallotRecord,
+    Closed,
+    End,
+    Report,
+    Signal,
+    Vote,
+    ballot_key,
+    tally,
+    undecided,
+)
 from service.errors import BallotGone, EngineAway, IdTaken, NotFound, RequestInvalid
 from service.requests import GRACE, Ask, Request, definite, parse_request, require_due
 from service.tokens import spell
@@ -179,12 +190,14 @@ class Approvals:
             records = await asyncio.gather(*(find_record(self.promises, key) for key in keys))
             asked = dict.fromkeys(id_ for r in records if r is not None for id_ in (r.arbiter, r.promise))
             found = await asyncio.gather(*map(self.promises.get, asked))
-        ends = dict(zip(asked, map(read_end, found), strict=True))
-        arbiter_id = None if records[0] is None else records[0].arbiter
-        arbiter = None if arbiter_id is None else ends[arbiter_id]
-        if arbiter_id is None and promise.state != "pending":  # no worker ever took it up
-            arbiter = Closed(reason="expired", at=ask.due_at)
-        return tally(ask, arbiter, [None if r is None else ends[r.promise] for r in records]), arbiter_id
+            ends = dict(zip(asked, map(read_end, found), strict=True))
+            arbiter_id = None if records[0] is None else records[0].arbiter
+            arbiter = None if arbiter_id is None else ends[arbiter_id]
+            if arbiter_id is None and promise.state != "pending":  # no worker ever took it up
+                arbiter = Closed(reason="expired", at=ask.due_at)
+            signals = await signals_of(self.promises, ask, arbiter)
+        seats = [None if r is None else ends[r.promise] for r in records]
+        return tally(ask, arbiter, seats, signals), arbiter_id
 
 
 async def start_function(
@@ -237,6 +250,32 @@ async def read_ballot(promises: Promises, key: bytes) -> Ballot:
     record = msgspec.convert((await promises.get(_record_id(key))).param.data, BallotRecord)
     root, arbiter = await asyncio.gather(promises.get(record.approval_id), promises.get(record.arbiter))
     return Ballot(key=key, ask=read_ask(root), record=record, end=read_end(arbiter))
+
+
+async def read_signals(promises: Promises, key: bytes) -> list[Signal]:
+    """Return what machines told of a ballot's approver, the earliest first."""
+    signals: list[Signal] = []
+    while True:
+        try:
+            promise = await promises.get(signal_id(key, len(signals)))
+        except ServerError as exc:
+            if exc.code == _NOT_FOUND:
+                return signals
+            raise
+        signals.append(msgspec.convert(promise.param.data, Signal))
+
+
+async def signals_of(promises: Promises, ask: Ask, arbiter: End | None) -> dict[str, list[Signal]]:
+    """Return what machines told of those who did not decide, by address."""
+    emails = [approver.email for approver in undecided(ask, arbiter)]
+    keys = [ballot_key(ask.approval_id, email) for email in emails]
+    told = await asyncio.gather(*(read_signals(promises, key) for key in keys))
+    return dict(zip(emails, told, strict=True))
+
+
+def signal_id(key: bytes, position: int) -> str:
+    """Return the promise of a ballot's signal, counted from 0."""
+    return f"signal.{spell(key)}.{position}"
 
 
 async def list_approval(promises: Promises, root: PromiseRecord) -> None:

@@ -4,8 +4,9 @@ Nothing here does I/O. Times are aware UTC datetimes, addresses are canonical.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +17,7 @@ type Choice = Literal["approve", "decline"]
 type Channel = Literal["link", "reply", "api"]
 type Status = Literal["pending", "approved", "declined", "expired", "withdrawn", "undeliverable"]
 type BallotStatus = Literal["asked", "decided", "moot", "undeliverable"]
+type SignalKind = Literal["out-of-office", "delayed"]
 
 #: What a vote makes of the approval.
 VERDICTS: dict[Choice, Status] = {"approve": "approved", "decline": "declined"}
@@ -59,6 +61,15 @@ class BallotRecord(msgspec.Struct, frozen=True, kw_only=True):
     arbiter: str
 
 
+class Signal(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine told of an approver: `text` are its own words, clean; `sender` its From, a claim."""
+
+    kind: SignalKind
+    at_ms: int
+    text: str
+    sender: str | None
+
+
 class Ballot(msgspec.Struct, frozen=True, kw_only=True):
     """One approver's part of an approval, as it stands; `end` is None while it can be decided."""
 
@@ -73,8 +84,16 @@ class Ballot(msgspec.Struct, frozen=True, kw_only=True):
         return self.ask.approvers[self.record.position]
 
 
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an approver may not have answered: their mail waits at their server, or they are away."""
+
+    kind: SignalKind
+    at: datetime
+    text: str
+
+
 class ApproverReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One approver of an approval as callers see it."""
+    """One approver of an approval as callers see it; `notes` of one who did not decide."""
 
     email: str
     status: BallotStatus
@@ -83,6 +102,7 @@ class ApproverReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     channel: Channel | None = None
     at: datetime | None = None
     comment: str | None = None
+    notes: list[Note] = []
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -121,8 +141,15 @@ def to_wire(value: msgspec.Struct) -> dict[str, Any]:
     return {name: timed(each) for name, each in msgspec.to_builtins(value, builtin_types=(datetime,)).items()}
 
 
-def tally(ask: Ask, arbiter: End | None, ends: Sequence[End | None]) -> Report:
+def tally(
+    ask: Ask,
+    arbiter: End | None,
+    ends: Sequence[End | None],
+    signals: Mapping[str, Sequence[Signal]] = MappingProxyType({}),
+) -> Report:
     """Tell how an approval stands; `ends` are the approvers' own promises, in their order.
+
+    `signals` are what machines told of them, by address.
 
     ==================================  ==============  ===================
     arbiter                             status          the other approvers
@@ -141,7 +168,8 @@ def tally(ask: Ask, arbiter: End | None, ends: Sequence[End | None]) -> Report:
     elif arbiter is not None and arbiter.reason != "moot":  # an arbiter never is
         status = arbiter.reason
     approvers = [
-        _approver_report(approver, arbiter, end) for approver, end in zip(ask.approvers, ends, strict=True)
+        _approver_report(approver, arbiter, end, signals.get(approver.email, ()))
+        for approver, end in zip(ask.approvers, ends, strict=True)
     ]
     return Report(
         id=ask.approval_id,
@@ -154,7 +182,14 @@ def tally(ask: Ask, arbiter: End | None, ends: Sequence[End | None]) -> Report:
     )
 
 
-def _approver_report(approver: Approver, arbiter: End | None, end: End | None) -> ApproverReport:
+def undecided(ask: Ask, arbiter: End | None) -> list[Approver]:
+    """Return the approvers who did not decide, or have not yet."""
+    return [one for one in ask.approvers if not (isinstance(arbiter, Vote) and arbiter.by == one.email)]
+
+
+def _approver_report(
+    approver: Approver, arbiter: End | None, end: End | None, signals: Sequence[Signal]
+) -> ApproverReport:
     if isinstance(arbiter, Vote) and arbiter.by == approver.email:
         return ApproverReport(
             email=approver.email,
@@ -167,4 +202,8 @@ def _approver_report(approver: Approver, arbiter: End | None, end: End | None) -
         )
     unreachable = isinstance(end, Closed) and end.reason == "undeliverable"
     status: BallotStatus = "undeliverable" if unreachable else "asked" if arbiter is None else "moot"
-    return ApproverReport(email=approver.email, name=approver.name, status=status)
+    notes = [
+        Note(kind=one.kind, at=datetime.fromtimestamp(one.at_ms / 1000, UTC), text=one.text)
+        for one in signals
+    ]
+    return ApproverReport(email=approver.email, name=approver.name, status=status, notes=notes)

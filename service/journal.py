@@ -2,39 +2,36 @@
 
 ::
 
-    mail.<key>.<mark>           a message that was acted on, so that its copy is not
-    signal.<key>.<kind>.<day>   what a machine told of the approver: the first of its kind that day
+    mail.<key>.<mark>   a message that was acted on, so that its copy is not
+    signal.<key>.<n>    what a machine told of the approver, in the order it did: one of a kind a day
 
 Each is a promise that is created once and never settled: it ends with the ballot's record.
 """
 
-from typing import Literal
-
 import msgspec
 from resonate.error import ServerError
 from resonate.promises import Promises
-from resonate.types import Value
+from resonate.types import PromiseRecord, Value
 
-from service.approvals import APPROVER_TAG, KIND_TAG, Clock, engine_errors, milliseconds, utc_now
-from service.domain import Ballot
+from service.approvals import (
+    APPROVER_TAG,
+    KIND_TAG,
+    Clock,
+    engine_errors,
+    instant,
+    milliseconds,
+    read_signals,
+    signal_id,
+    utc_now,
+)
+from service.domain import Ballot, Signal, SignalKind
 from service.requests import GRACE
 from service.tokens import spell
 
 #: Names a signal's kind in its promise's tags.
 SIGNAL_TAG = "approvals:signal"
 
-type SignalKind = Literal["out-of-office", "delayed"]
-
 _NOT_FOUND = 404
-
-
-class Signal(msgspec.Struct, frozen=True, kw_only=True):
-    """What a machine told: `text` are its own words, clean; `sender` its From, a claim."""
-
-    kind: SignalKind
-    at_ms: int
-    text: str
-    sender: str | None
 
 
 class Journal:
@@ -64,17 +61,18 @@ class Journal:
         now = self._now()
         signal = Signal(kind=kind, at_ms=milliseconds(now), text=text, sender=sender)
         tags = {KIND_TAG: "signal", SIGNAL_TAG: kind, APPROVER_TAG: ballot.approver.email}
-        await self._keep(signal_id(ballot.key, kind, f"{now:%Y%m%d}"), ballot, Value(data=signal), tags)
+        async with engine_errors():
+            kept = await read_signals(self._promises, ballot.key)
+        while not any(one.kind == kind and instant(one.at_ms).date() == now.date() for one in kept):
+            promise = await self._keep(signal_id(ballot.key, len(kept)), ballot, Value(data=signal), tags)
+            kept.append(msgspec.convert(promise.param.data, Signal))  # ours, or another process's
 
-    async def _keep(self, promise_id: str, ballot: Ballot, value: Value, tags: dict[str, str]) -> None:
+    async def _keep(
+        self, promise_id: str, ballot: Ballot, value: Value, tags: dict[str, str]
+    ) -> PromiseRecord:
         async with engine_errors():
             until = milliseconds(ballot.ask.due_at + GRACE)
-            await self._promises.create(promise_id, until, value, tags)
-
-
-def signal_id(ballot_key: bytes, kind: SignalKind, day: str) -> str:
-    """Return the promise of a signal; `day` is ``YYYYMMDD`` in UTC."""
-    return f"signal.{spell(ballot_key)}.{kind}.{day}"
+            return await self._promises.create(promise_id, until, value, tags)
 
 
 def _mail_id(ballot: Ballot, mark: str) -> str:

@@ -41,9 +41,10 @@ from service.approvals import (
     read_request,
     record_ballot,
     settle,
+    signals_of,
     utc_now,
 )
-from service.domain import Ballot, BallotRecord, Closed, End, Vote, ballot_key, tally, to_wire
+from service.domain import Ballot, BallotRecord, Closed, End, Report, Vote, ballot_key, tally, to_wire
 from service.errors import RequestInvalid
 from service.letters import Letter, Letters
 from service.outbox import Accepted, Later, Sent, Undeliverable
@@ -130,7 +131,7 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
         raise Suspended
 
     # 5. Close what is still open, whoever won; a body must not return before all it waits for has ended.
-    ask, end, ends = await close(ctx, arbiter_id, seat_ids, [await pause.id() for pause in pauses])
+    ask, end, report = await close(ctx, arbiter_id, seat_ids, [await pause.id() for pause in pauses])
     if not all([await is_settled(one) for one in (arbiter, *seats, *pauses)]):
         raise Suspended  # what this run saw pending, the next one finds settled
 
@@ -139,7 +140,6 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
         voter = spell(ballot_key(ask.approval_id, end.by))
         receipt = Answer(ballot=voter, kind="receipt", at_ms=milliseconds(end.at), nth="1")
         await ctx.options(timeout=ANSWER_LIFE).detached(ANSWER, msgspec.to_builtins(receipt))
-    report = tally(ask, end, ends)
     log.info("approval %s: %s", ask.approval_id, report.status)
     return to_wire(report)
 
@@ -157,8 +157,8 @@ async def answer(ctx: Context, order: dict[str, Any]) -> Delivery:
 
 async def close(
     ctx: Context, arbiter_id: str, seat_ids: list[str], pause_ids: list[str]
-) -> tuple[Ask, End, list[End]]:
-    """End what is still open; return what was asked, how it ended, and how each seat did.
+) -> tuple[Ask, End, Report]:
+    """End what is still open; return what was asked, how it ended, and the report of it.
 
     Whoever came first at the arbiter stands: a vote that beat the deadline by a
     moment is what the report says. Where nobody did, nobody could be reached, or
@@ -184,7 +184,7 @@ async def close(
         for pause_id in pause_ids:
             await promises.resolve(pause_id, Value())
         await list_closed(promises, found[root_id])
-    return ask, end, ends
+        return ask, end, tally(ask, end, ends, await signals_of(promises, ask, end))
 
 
 async def first(ctx: Context, *futures: ResonateFuture[Any]) -> int:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from resonate.error import ServerError
 
-from service.approvals import APPROVER_TAG, KIND_TAG, utc_now
-from service.domain import Vote, ballot_key
-from service.journal import SIGNAL_TAG, Signal, SignalKind, signal_id
+from service.approvals import APPROVER_TAG, KIND_TAG, signal_id, utc_now
+from service.domain import Signal, SignalKind, Vote, ballot_key
+from service.journal import SIGNAL_TAG
 from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann
-from tests.journey.house import Person
+from tests.journey.house import Person, link_of
 
 ALIAS = "ann.lee@corp.example"
 
@@ -66,7 +67,6 @@ async def test_an_absence_or_a_delay_is_kept_with_its_words(tmp_path: Path, kind
         letter = await approval(person, "si-1")
         if (now := utc_now()).hour == 23 and now.minute == 59:
             await asyncio.sleep(61 - now.second)  # both on one day
-        day = f"{utc_now():%Y%m%d}"
         for words in ("Back on Monday.", "Back on Tuesday."):
             if kind == "delayed":
                 answer = await person.deliver("", await bounce_address(person), DELAYED)
@@ -74,11 +74,44 @@ async def test_an_absence_or_a_delay_is_kept_with_its_words(tmp_path: Path, kind
                 raw = reply_to(letter, words).replace(b"Subject: Re:", b"Subject: Out of office:")
                 answer = await person.deliver(ANN, str(letter["Reply-To"]), raw)
             assert answer.startswith("250")
-        promise = await service.approvals.promises.get(signal_id(ballot_key("si-1", ANN), kind, day))
+        with pytest.raises(ServerError):
+            await service.approvals.promises.get(signal_id(ballot_key("si-1", ANN), 1))
+        promise = await service.approvals.promises.get(signal_id(ballot_key("si-1", ANN), 0))
         signal = msgspec.convert(promise.param.data, Signal)
         assert signal.kind == kind
         assert {"out-of-office": "Back on Monday.", "delayed": "4.2.2"}[kind] in signal.text
         tags = {KIND_TAG: "signal", SIGNAL_TAG: kind, APPROVER_TAG: ANN}
         assert tags.items() <= promise.tags.items()
-        assert (await person.report("si-1"))["status"] == "pending"
+        report = await person.report("si-1")
+        assert report["status"] == "pending"
+        [note] = report["approvers"][0]["notes"]
+        assert (note["kind"], note["text"]) == (kind, signal.text)
         assert len(await person.letters("si-1")) == 1
+
+
+async def test_the_workflow_learns_who_was_away(tmp_path: Path) -> None:
+    """What machines told of those who did not decide is in the workflow's result, the earliest first."""
+    async with lived(tmp_path) as (service, person):
+        await person.ask("si-2", ANN, "bob@corp.example")
+        letter = await person.letter("si-2", to=ANN)
+        to_bob = await person.letter("si-2", to="bob@corp.example")
+        bounces = {
+            item["Raw"]["To"][0]: item["Raw"]["From"]
+            for item in (await person.http.get(f"{person.inbox}/api/v2/messages")).json()["items"]
+        }
+        assert (await person.deliver("", bounces[ANN], DELAYED)).startswith("250")
+        away = reply_to(letter, "Back on Monday.").replace(b"Subject: Re:", b"Subject: Out of office:")
+        assert (await person.deliver(ANN, str(letter["Reply-To"]), away)).startswith("250")
+        assert (await person.deliver("", bounces["bob@corp.example"], DELAYED)).startswith("250")
+        await person.press(link_of(to_bob))
+        told = await person.report("si-2", wait=20)
+        await person.ended("si-2")
+        assert await person.report("si-2") == told
+        result = (await service.approvals.promises.get("si-2")).value.data
+        assert result is not None
+        ann, bob = result["approvers"]
+        assert (ann["status"], [note["kind"] for note in ann["notes"]]) == (
+            "moot",
+            ["delayed", "out-of-office"],
+        )
+        assert (bob["status"], "notes" in bob) == ("decided", False)
