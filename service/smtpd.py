@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 DATA_SIZE_LIMIT = 10 * 1024 * 1024
 #: Each line costs aiosmtpd about 80 octets beside its own; ten MB of base64 are 140,000 lines.
 MAX_LINES = 250_000
+#: Lines from which on they must have so many octets on average: each costs the loop the same, and
+#: mail whose lines are that many and that short was made to cost it.
+SHORT_LINES, SHORT_LINE = 20_000, 16
 #: How often one connection may send each command. Pools keep a connection for many letters.
 COMMAND_CALL_LIMIT: Mapping[str, int] = {
     "MAIL": 1000,
@@ -101,7 +104,8 @@ class SMTP(smtp.SMTP):
         if self.in_data:
             self._octets += len(data)
             self._lines += data.count(b"\n")
-            if self._octets > 2 * self._listener.data_size_limit or self._lines > MAX_LINES:
+            short = self._lines > SHORT_LINES and self._octets < SHORT_LINE * self._lines
+            if short or self._octets > 2 * self._listener.data_size_limit or self._lines > MAX_LINES:
                 self.dismiss("552 5.3.4 Message too big")
                 return
         if self._deadline is not None:
