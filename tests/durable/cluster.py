@@ -22,7 +22,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from service.demo import free_ports
 from service.smtpd import Listener
-from tests.engine.real import postgres_url, server_url
+from tests.engine.real import postgres_url, reachable, server_url
 from tests.journey.house import Person
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +107,20 @@ class Cluster:
         """Start the role `engine` on the database of this cluster."""
         database = f"sqlite:///{self.folder}/approvals.db"
         self.start("engine", "engine", ENGINE=database, ENGINE_HTTP=f"127.0.0.1:{self.engine_port}")
+
+    def lose_engine(self) -> None:
+        """End the engine with -9, or let nobody into the database that it is."""
+        if self.engine_port:
+            self.kill("engine")
+        else:
+            reachable(self.env["APPROVALS_ENGINE"], yes=False)
+
+    def regain_engine(self) -> None:
+        """Have back what was lost."""
+        if self.engine_port:
+            self.start_engine()
+        else:
+            reachable(self.env["APPROVALS_ENGINE"], yes=True)
 
     def start_worker(self, name: str) -> None:
         """Start a worker with a mail server of its own."""

@@ -17,9 +17,10 @@ ANN = "ann@corp.example"
 LOAD = 20
 
 
-async def test_the_engine_lost_and_back_under_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [ENGINES[0], "postgres"])
+async def test_the_engine_lost_and_back_under_load(kind: str, tmp_path: Path) -> None:
     """Callers hear 503 or were accepted, mail 451; nothing acknowledged is lost, and nobody is restarted."""
-    with cluster(ENGINES[0], tmp_path, "w0", "w1") as here:
+    with cluster(kind, tmp_path, "w0", "w1") as here:
         person = here.person
         async with person.http, httpx.AsyncClient(timeout=30) as browser:
             await person.ask("e-link")
@@ -31,7 +32,7 @@ async def test_the_engine_lost_and_back_under_load(tmp_path: Path) -> None:
             load = [asyncio.create_task(asking(person, caller, accepted)) for caller in "abcd"]
             await until(lambda: len(accepted) >= LOAD)
             said = here.log("w0")
-            here.kill("engine")
+            here.lose_engine()
 
             gone = asyncio.gather(
                 person.ask("e-away"),
@@ -45,7 +46,7 @@ async def test_the_engine_lost_and_back_under_load(tmp_path: Path) -> None:
             assert mail.startswith("451")
             assert readiness.status_code == 503
 
-            here.start_engine()
+            here.regain_engine()
             ready(person.api)
             until_now = len(accepted)
             await until(lambda: len(accepted) >= until_now + LOAD)

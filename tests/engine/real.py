@@ -17,6 +17,7 @@ import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -61,6 +62,14 @@ def database(schema: Path | None) -> str:
         # The index on what is due stays unused without this: the pinned search_path keeps it from inlining.
         psql(url, "ALTER FUNCTION resonate._promise_timed(resonate.promises) RESET ALL")
     return url
+
+
+def reachable(url: str, *, yes: bool) -> None:
+    """Let nobody into a database, and end who is in it; or let everybody in again."""
+    name = urlsplit(url).path.removeprefix("/")
+    _postgres().psql(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {str(yes).lower()}")
+    if not yes:
+        _postgres().psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")  # noqa: S608 - ours
 
 
 def psql(url: str, statements: str) -> str:
