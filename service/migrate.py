@@ -135,4 +135,4 @@ async def _letters_are_out(promises: Promises, root: PromiseRecord) -> bool:
 
 
 def _promises(engine: Engine) -> Promises:
-    return Promises(Sender(Transport(engine.network), None), Codec(NoopEncryptor()))
+    return Promises(Sender(Transport(engine.network), engine.token), Codec(NoopEncryptor()))

@@ -48,7 +48,7 @@ from service.engine.backup import backup
 from service.engine.clock import Clock, now_ms
 from service.engine.connection import Connection
 from service.engine.database import SETTING
-from service.engine.elsewhere import Elsewhere
+from service.engine.elsewhere import Connector, Elsewhere
 from service.engine.embedded import EmbeddedEngine
 from service.engine.lists import Page, Search, no_lists, searching
 from service.engine.parking import Parked, Parking
@@ -102,6 +102,8 @@ class Engine:
     sources: Sequence[Source]
     heartbeat: Heartbeat | None = None
     ttl: timedelta | None = None
+    #: What a Resonate server wants in each request, beside the header that our own engine wants.
+    token: str | None = field(default=None, repr=False)
     #: The embedded engine behind it, for its HTTP surface and its backup; None elsewhere.
     embedded: EmbeddedEngine | None = None
     parking: Parking = field(repr=False)
@@ -146,6 +148,7 @@ class Engine:
             pid=self.pid,
             heartbeat=self.heartbeat,
             ttl=self.ttl,
+            token=self.token,
             env={},
             autostart=False,
             **options,
@@ -179,8 +182,13 @@ def sqlite_path(url: str) -> Path:
     return Path(path[1:])
 
 
-def _elsewhere(url: str, elsewhere: Elsewhere, group: str, pid: str, lease: timedelta) -> Engine:
+def _elsewhere(
+    url: str, connector: Connector, group: str, pid: str, *, token: str | None, lease: timedelta
+) -> Engine:
     """Return an engine in another process."""
+    elsewhere = Elsewhere(
+        "http://localhost" if url.startswith("unix:") else url, group, pid, token, connector
+    )
     parking = Parking(elsewhere.send, longest=lease.total_seconds() / 2, start=elsewhere.start)
     return Engine(
         url=url,
@@ -189,10 +197,11 @@ def _elsewhere(url: str, elsewhere: Elsewhere, group: str, pid: str, lease: time
         network=parking,
         sources=(elsewhere.messages,),
         ttl=lease,
+        token=token,
         parking=parking,
         open_=partial(elsewhere.open, SETTING),
         close_=elsewhere.close,
-        search_=searching(elsewhere),
+        search_=searching(elsewhere, token),
         slow="a Resonate server wants --messages-poll-interval 5 --timeouts-poll-interval 20",
     )
 
@@ -289,12 +298,12 @@ def open_engine(
                 close_=embedded.close,
             )
         case "http" | "https":
-            elsewhere = Elsewhere(url, group, pid, token, partial(aiohttp.TCPConnector, limit=CONNECTIONS))
-            return _elsewhere(url, elsewhere, group, pid, lease)
+            return _elsewhere(
+                url, partial(aiohttp.TCPConnector, limit=CONNECTIONS), group, pid, token=token, lease=lease
+            )
         case "unix":
             socket = partial(aiohttp.UnixConnector, str(_socket_path(url)), limit=CONNECTIONS)
-            elsewhere = Elsewhere("http://localhost", group, pid, token, socket)
-            return _elsewhere(url, elsewhere, group, pid, lease)
+            return _elsewhere(url, socket, group, pid, token=token, lease=lease)
         case "postgresql" | "postgres":
             return _postgres(url, group, pid, lease, works=works)
         case _:

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from typing import Final, override
 
 import aiohttp
-import msgspec
 from resonate.connections import HttpConnection, SSEConnection
+from resonate.error import ServerError
 from resonate.retry import ExponentialBackoff
+from resonate.send import Sender
+from resonate.transport import Transport
 
 from service.engine.timers import untargeted
 from service.errors import SettingsError
@@ -36,9 +38,7 @@ TRIAL: Final = 5.0
 type Connector = Callable[[], aiohttp.BaseConnector]
 
 _REFUSED: Final = {401, 403}
-_HELLO: Final = (
-    '{"kind":"promise.get","head":{"corrId":"hello","version":"2026-04-01"},"data":{"id":"approvals.hello"}}'
-)
+_HELLO: Final = "approvals.hello"
 
 # Both tell of every attempt of every request; `Elsewhere` says it once.
 for _noisy in ("resonate.connections.http", "resonate.connections.sse"):
@@ -49,7 +49,7 @@ class Elsewhere:
     """Requests to an engine at `url`, and the messages that it has for `pid` of `group`."""
 
     def __init__(self, url: str, group: str, pid: str, token: str | None, connector: Connector) -> None:
-        self._url = url
+        self._url, self._token = url, token
         self._requests = _Requests(url, auth=token, backoff=self)
         self._requests.connector = connector
         self.messages = _Messages(url, pid=pid, group=group, auth=token, backoff=_Stream(self))
@@ -67,14 +67,13 @@ class Elsewhere:
         """See that we are let in; an engine that is away is waited for later. Raises SettingsError."""
         try:
             # Not started yet, so it makes one attempt.
-            answer = await asyncio.wait_for(self._requests.send(_HELLO), TRIAL)
-            status = msgspec.json.decode(answer, type=_Answer).head.status
+            await asyncio.wait_for(Sender(Transport(self._requests), self._token).promise_get(_HELLO), TRIAL)
+        except ServerError as exc:
+            if exc.code in _REFUSED:
+                await self.close()
+                raise SettingsError(f"{setting}_TOKEN", "is not what the engine accepts") from exc
         except Exception:  # noqa: BLE001 - away, or no engine at all: requests will tell
             self.delay(0)
-            return
-        if status in _REFUSED:
-            await self.close()
-            raise SettingsError(f"{setting}_TOKEN", "is not what the engine accepts")
 
     async def start(self) -> None:
         """Wait for the engine from now on, where it is away."""
@@ -125,14 +124,6 @@ class _Messages(SSEConnection):
         if self._session is None and not self._stopped:
             self._session = _session(self.connector)
         return super()._ensure_session()
-
-
-class _Head(msgspec.Struct):
-    status: int = 200
-
-
-class _Answer(msgspec.Struct):
-    head: _Head
 
 
 def _session(connector: Connector) -> aiohttp.ClientSession:

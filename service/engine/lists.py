@@ -26,9 +26,9 @@ type Search = Callable[[str | None, dict[str, str], int, str | None], Awaitable[
 _CODEC: Final = Codec(NoopEncryptor())
 
 
-def searching(network: Network) -> Search:
+def searching(network: Network, token: str | None = None) -> Search:
     """Return the search of an engine that answers the protocol's ``promise.search``."""
-    sender = Sender(Transport(network), None)
+    sender = Sender(Transport(network), token)
 
     async def search(state: str | None, tags: dict[str, str], limit: int, cursor: str | None) -> Page:
         page = await sender.promise_search(state, tags or None, limit, cursor)

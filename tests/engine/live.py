@@ -5,6 +5,7 @@ import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,7 @@ PATIENCE = 20.0
 
 def sdk(engine: Engine, ttl: timedelta | None = None) -> Resonate:
     """Return the SDK on an engine, as `service.app` builds it; not started."""
-    return Resonate(
-        network=engine.network,
-        sources=engine.sources,
-        group=engine.group,
-        pid=engine.pid,
-        heartbeat=engine.heartbeat,
-        ttl=ttl or engine.ttl,
-        retry_policy=Never(),
-        env={},
-        autostart=False,
-    )
+    return replace(engine, ttl=ttl or engine.ttl).client(retry_policy=Never())
 
 
 @asynccontextmanager

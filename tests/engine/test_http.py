@@ -66,6 +66,27 @@ async def test_a_stock_sdk_works_over_http(engine: EmbeddedEngine) -> None:
         assert await soon(r.rpc("b", "nap_and_double", 5).result()) == 10
 
 
+async def test_the_token_is_in_every_request_too(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Resonate server reads it there, and not in the header that our own surface wants."""
+    given: set[str | None] = set()
+    send = EmbeddedEngine.send
+
+    async def heard(self: EmbeddedEngine, request: str | bytes, *, endless: bool) -> bytes:
+        given.add(json.loads(request)["head"].get("auth"))
+        return await send(self, request, endless=endless)
+
+    monkeypatch.setattr(EmbeddedEngine, "send", heard)
+    async with (
+        serving(engine, token="s3cret") as url,
+        running(url, double, token="s3cret") as (other, r),
+    ):
+        assert await soon(r.rpc("a", "double", 4).result()) == 8
+        assert len((await other.search("resolved", limit=10))[0]) == 1
+    assert given == {"s3cret"}
+
+
 async def test_a_gateway_without_workers_is_served_by_a_worker_elsewhere(
     engine: EmbeddedEngine,
 ) -> None:
