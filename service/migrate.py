@@ -129,8 +129,10 @@ async def _letters_are_out(promises: Promises, root: PromiseRecord) -> bool:
     sent, number = 0, 1
     with suppress(ServerError):  # the first that there is not
         while True:
-            step = await promises.get(f"{root.id}:{number}")
-            sent, number = sent + (step.value.data == "sent"), number + 1
+            match (await promises.get(f"{root.id}:{number}")).value.data:
+                case {"delivery": "sent"}:
+                    sent += 1
+            number += 1
     return sent >= len(read_ask(root).approvers)
 
 

@@ -65,6 +65,13 @@ LAST_PAUSE = 3600
 type Delivery = Literal["sent", "later", "undeliverable"]
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one approver's letter, and when the approval is due, in ms since 1970."""
+
+    delivery: Delivery
+    due_ms: int
+
+
 class Mailer(Protocol):
     """What sends one letter, once; an outcome is a value, never an exception."""
 
@@ -108,34 +115,30 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
     arbiter = seats[0] if len(seats) == 1 else ctx.promise(FOREVER)
     arbiter_id, seat_ids = await arbiter.id(), [await seat.id() for seat in seats]
 
-    # 2. Ballots that can be found.
-    due_ms = await patient.run(enrol, seat_ids, arbiter_id)
-
-    # 3. The letters, until all are out, or it has ended without them, or is due.
+    # 2. The letters, until all are out, or it has ended without them, or is due.
     unsent, pauses = list(range(len(seats))), list[ResonateFuture[None]]()
-    keys = [spell(ballot_key(ctx.info.id, approver.email)) for approver in approvers]
     while unsent:
-        tries = [patient.run(send_request, keys[n]) for n in unsent]
-        deliveries = [await one for one in tries]
-        unsent = [n for n, delivery in zip(unsent, deliveries, strict=True) if delivery == "later"]
+        tries = [patient.run(ask_approver, n, seat_ids[n], arbiter_id) for n in unsent]
+        asked = [await one for one in tries]
+        unsent = [n for n, one in zip(unsent, asked, strict=True) if one.delivery == "later"]
         if unsent:
-            pauses.append(ctx.sleep(min(pause_after(len(pauses)), until(ctx, due_ms))))
+            pauses.append(ctx.sleep(min(pause_after(len(pauses)), until(ctx, asked[0].due_ms))))
             if await first(ctx, pauses[-1], arbiter) != 0:
                 break
 
-    # 4. Nothing is held while people think: this is where it suspends, for weeks if need be.
+    # 3. Nothing is held while people think: this is where it suspends, for weeks if need be.
     #    Every way out leads to the same next step, so a replay need not be told which one it was.
     #    One that finds it decided has no timer, and so none to end: the one there is ends by itself.
     decided, *unreachable = [await is_settled(one) for one in (arbiter, *seats)]
-    if not (decided or all(unreachable) or await is_settled(ctx.sleep(until(ctx, due_ms)))):
+    if not (decided or all(unreachable) or await is_settled(ctx.sleep(until(ctx, asked[0].due_ms)))):
         raise Suspended
 
-    # 5. Close what is still open, whoever won; a body must not return before all it waits for has ended.
+    # 4. Close what is still open, whoever won; a body must not return before all it waits for has ended.
     ask, end, report = await close(ctx, arbiter_id, seat_ids, [await pause.id() for pause in pauses])
     if not all([await is_settled(one) for one in (arbiter, *seats, *pauses)]):
         raise Suspended  # what this run saw pending, the next one finds settled
 
-    # 6. The voice of the one who decided is answered.
+    # 5. The voice of the one who decided is answered.
     if isinstance(end, Vote) and end.channel == "reply":
         voter = spell(ballot_key(ask.approval_id, end.by))
         receipt = Answer(ballot=voter, kind="receipt", at_ms=milliseconds(end.at), nth="1")
@@ -243,34 +246,29 @@ def engine_at_hand() -> Iterator[None]:
 
 
 @leaf
-async def enrol(ctx: Context, seat_ids: list[str], arbiter_id: str) -> int:
-    """Write each ballot's record; return when the approval is due, in ms since 1970."""
+async def ask_approver(ctx: Context, position: int, seat_id: str, arbiter_id: str) -> Asked:
+    """Have a ballot found by its key, and try its letter; an address refused for good ends the seat."""
     with engine_at_hand():
         ports = ctx.get_dependency(Ports)
         root = await ports.promises.get(ctx.info.parent_id)
-        await list_approval(ports.promises, root)
+        if position == 0:
+            await list_approval(ports.promises, root)
         ask = read_ask(root)
-        for position, seat_id in enumerate(seat_ids):
-            record = BallotRecord(
-                approval_id=ask.approval_id, position=position, promise=seat_id, arbiter=arbiter_id
-            )
-            await record_ballot(ports.promises, ask, record)
-        return milliseconds(ask.due_at)
-
-
-@leaf
-async def send_request(ctx: Context, key: str) -> Delivery:
-    """Try the letter to one approver; an address that is refused for good ends their seat."""
-    with engine_at_hand():
-        ports = ctx.get_dependency(Ports)
-        ballot = await read_ballot(ports.promises, unspell(key))
-        if ballot.end is not None or ballot.ask.letters_out or ports.now() >= ballot.ask.due_at:
-            return "sent"  # decided, closed or due meanwhile, or asked before it was moved here
+        due_ms, email = milliseconds(ask.due_at), ask.approvers[position].email
+        record = BallotRecord(
+            approval_id=ask.approval_id, position=position, promise=seat_id, arbiter=arbiter_id
+        )
+        await record_ballot(ports.promises, ask, record)
+        end = read_end(await ports.promises.get(arbiter_id))
+        if end is not None or ask.letters_out or ports.now() >= ask.due_at:
+            # Decided, closed or due meanwhile, or asked before it was moved here.
+            return Asked(delivery="sent", due_ms=due_ms)
+        ballot = Ballot(key=ballot_key(ask.approval_id, email), ask=ask, record=record, end=None)
         sent = await ports.mailer.send(ports.letters.request(ballot, ports.tokens.capabilities(ballot)))
         if isinstance(sent, Undeliverable):
             refused = Closed(reason="undeliverable", at=ports.now(), detail=f"{sent.code} {sent.text}"[:500])
-            await settle(ports.promises, ballot.record.promise, refused)
-        return _delivery(sent, ballot, "request")
+            await settle(ports.promises, seat_id, refused)
+        return Asked(delivery=_delivery(sent, ballot, "request"), due_ms=due_ms)
 
 
 @leaf
