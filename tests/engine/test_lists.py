@@ -113,6 +113,29 @@ async def test_a_role_that_may_work_but_not_read_the_table_hears_which_right_lis
             await engine.search("pending", limit=10)
 
 
+async def test_postgres_is_told_which_index_lists_want_and_uses_it() -> None:
+    """Without it a person's ballots are sought in the whole table."""
+    url = postgres_url()
+    tags = {"approvals:kind": "ballot", "approvals:approver": "ann@corp.example"}
+    async with running(url) as (engine, r):
+        for name, person in (("b-1", "ann@corp.example"), ("b-2", "bob@corp.example")):
+            own = tags | {"approvals:approver": person}
+            await r.promises.create(name, time.time_ns() // 1_000_000 + FAR, Value(), own)
+        [advice] = await engine.advice()
+        psql(url, advice.removeprefix("lists by approver want an index: "))
+        assert await engine.advice() == []
+        page, _ = await engine.search(None, tags, limit=10)
+        assert [found.id for found in page] == ["b-1"]
+        nobody = {"approvals:approver": "nobody@corp.example"}
+        assert (await engine.search(None, nobody, limit=10))[0] == []
+    plan = psql(
+        url,
+        "SET enable_seqscan = off; EXPLAIN SELECT id FROM resonate.promises"
+        " WHERE tags ? 'approvals:approver' AND tags->>'approvals:approver' = 'ann@corp.example'",
+    )
+    assert "approvals_by_approver" in plan
+
+
 def _empty() -> str:
     postgres_url()  # skips where none is named
     return database(None)
