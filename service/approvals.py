@@ -60,8 +60,8 @@ _ANY_ID = re.compile(r"[A-Za-z0-9._:-]{1,512}")
 ENGINE_PATIENCE = 10.0
 #: The same for whoever asks whether we are ready: those who watch processes wait less.
 PING_PATIENCE = 2.0
-#: Seconds between looks whether a worker has begun with an approval that somebody waits for.
-BEGINNING = 0.1
+#: Seconds between looks whether a worker has begun with what somebody waits for: doubling, up to the last.
+BEGINNING, LATEST_BEGINNING = 0.1, 2.0
 _NOT_FOUND = 404
 
 type Clock = Callable[[], datetime]
@@ -137,7 +137,7 @@ class Approvals:
                 if report.status != "pending" or left <= 0 or stopping.done():
                     return report
                 if arbiter is None:
-                    await asyncio.wait({stopping}, timeout=min(left, BEGINNING))
+                    await self._begun(root, left, stopping)
                     root = await self._root(approval_id)
                 else:
                     await self._settled(arbiter, left, stopping)
@@ -145,13 +145,29 @@ class Approvals:
         finally:
             stopping.cancel()
 
-    async def _settled(self, promise_id: str, seconds: float, stopping: asyncio.Task[Literal[True]]) -> None:
-        """Return when a promise is settled, after `seconds`, or with `stopping`. Raises EngineAway."""
+    async def _begun(
+        self, root: PromiseRecord, seconds: float, stopping: asyncio.Task[Literal[True]]
+    ) -> None:
+        """Return once a worker has begun with it or it has ended, after `seconds`, or with `stopping`."""
+        ask, end, pause = read_ask(root), time.monotonic() + seconds, BEGINNING
+        key = ballot_key(ask.approval_id, ask.approvers[0].email)
+        while (left := end - time.monotonic()) > 0 and not stopping.done():
+            if await self._settled(root.id, min(left, pause), stopping):
+                return
+            with suppress(EngineAway):
+                async with engine_errors():
+                    if await find_record(self.promises, key) is not None:
+                        return
+            pause = min(2 * pause, LATEST_BEGINNING)
+
+    async def _settled(self, promise_id: str, seconds: float, stopping: asyncio.Task[Literal[True]]) -> bool:
+        """Return True when a promise is settled, or False after `seconds` or with `stopping`."""
         async with engine_errors():
             handle = await self._resonate.get(promise_id)
         settled = asyncio.create_task(handle.result())
         try:
             await asyncio.wait({settled, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return settled.done()
         finally:
             if not settled.cancel():
                 settled.exception()  # how it ended is read from the promise
@@ -191,7 +207,7 @@ class Approvals:
             asked = dict.fromkeys(id_ for r in records if r is not None for id_ in (r.arbiter, r.promise))
             found = await asyncio.gather(*map(self.promises.get, asked))
             ends = dict(zip(asked, map(read_end, found), strict=True))
-            arbiter_id = None if records[0] is None else records[0].arbiter
+            arbiter_id = next((r.arbiter for r in records if r is not None), None)
             arbiter = None if arbiter_id is None else ends[arbiter_id]
             if arbiter_id is None and promise.state != "pending":  # no worker ever took it up
                 arbiter = Closed(reason="expired", at=ask.due_at)

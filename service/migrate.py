@@ -118,9 +118,10 @@ async def _stays(promises: Promises, root: PromiseRecord) -> str | None:
     if root.tags.get(KIND_TAG) != APPROVAL:
         return "not an approval opened by the API: let it end here"
     ask = read_ask(root)
-    record = await find_record(promises, ballot_key(ask.approval_id, ask.approvers[0].email))
-    if record is not None and read_end(await promises.get(record.arbiter)) is not None:
-        return "decided, and not closed yet: run the service once more"
+    for approver in ask.approvers:
+        record = await find_record(promises, ballot_key(ask.approval_id, approver.email))
+        if record is not None and read_end(await promises.get(record.arbiter)) is not None:
+            return "decided, and not closed yet: run the service once more"
     return None
 
 
@@ -129,10 +130,8 @@ async def _letters_are_out(promises: Promises, root: PromiseRecord) -> bool:
     sent, number = 0, 1
     with suppress(ServerError):  # the first that there is not
         while True:
-            match (await promises.get(f"{root.id}:{number}")).value.data:
-                case {"delivery": "sent"}:
-                    sent += 1
-            number += 1
+            step = await promises.get(f"{root.id}:{number}")
+            sent, number = sent + (step.value.data == "sent"), number + 1
     return sent >= len(read_ask(root).approvers)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import collections
 import ipaddress
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -31,9 +32,10 @@ log = logging.getLogger(__name__)
 DATA_SIZE_LIMIT = 10 * 1024 * 1024
 #: Each line costs aiosmtpd about 80 octets beside its own; ten MB of base64 are 140,000 lines.
 MAX_LINES = 250_000
-#: Lines from which on they must have so many octets on average: each costs the loop the same, and
-#: mail whose lines are that many and that short was made to cost it.
-SHORT_LINES, SHORT_LINE = 20_000, 16
+#: Lines of at most two octets that a message may have: each costs the loop what a long one does, and
+#: mail that has more of them was made to cost it.
+MAX_SHORT_LINES = 20_000
+_SHORT_LINE = re.compile(rb"(?<=\n)[^\n]{0,3}\n")
 #: How often one connection may send each command. Pools keep a connection for many letters.
 COMMAND_CALL_LIMIT: Mapping[str, int] = {
     "MAIL": 1000,
@@ -80,7 +82,7 @@ class SMTP(smtp.SMTP):
         self._listener = listener
         self._behind_proxy: tuple[str, int] | None = None
         self.in_data = False
-        self._octets = self._lines = 0
+        self._octets = self._lines = self._short_lines = 0
         #: When reading a message must be over, on the loop's clock; None while none is read.
         self._deadline: float | None = None
 
@@ -104,8 +106,12 @@ class SMTP(smtp.SMTP):
         if self.in_data:
             self._octets += len(data)
             self._lines += data.count(b"\n")
-            short = self._lines > SHORT_LINES and self._octets < SHORT_LINE * self._lines
-            if short or self._octets > 2 * self._listener.data_size_limit or self._lines > MAX_LINES:
+            self._short_lines += len(_SHORT_LINE.findall(data))
+            if (
+                self._octets > 2 * self._listener.data_size_limit
+                or self._lines > MAX_LINES
+                or self._short_lines > MAX_SHORT_LINES
+            ):
                 self.dismiss("552 5.3.4 Message too big")
                 return
         if self._deadline is not None:
@@ -118,7 +124,7 @@ class SMTP(smtp.SMTP):
     @override
     async def smtp_DATA(self, arg: str) -> None:
         """Receive a message; a listener that is stopping lets it finish first."""
-        self.in_data, self._octets, self._lines = True, 0, 0
+        self.in_data, self._octets, self._lines, self._short_lines = True, 0, 0, 0
         self._deadline = self.loop.time() + self._listener.data_timeout
         try:
             await super().smtp_DATA(arg)

@@ -65,13 +65,6 @@ LAST_PAUSE = 3600
 type Delivery = Literal["sent", "later", "undeliverable"]
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one approver's letter, and when the approval is due, in ms since 1970."""
-
-    delivery: Delivery
-    due_ms: int
-
-
 class Mailer(Protocol):
     """What sends one letter, once; an outcome is a value, never an exception."""
 
@@ -108,34 +101,38 @@ async def approval(ctx: Context, request: object) -> dict[str, Any]:
     except RequestInvalid as exc:  # any language may call: a result that names the field, not a retry
         return {"status": "invalid", "problems": msgspec.to_builtins(exc.problems)}
 
-    patient = ctx.options(retry_policy=LEAF_RETRIES)
+    # Else a leaf has a day, and a worker that is away for longer would find it timed out.
+    patient = ctx.options(retry_policy=LEAF_RETRIES, timeout=FOREVER)
 
     # 1. A promise for each approver; votes go to the arbiter, so that only one can win.
     seats = [ctx.promise(FOREVER) for _ in approvers]
     arbiter = seats[0] if len(seats) == 1 else ctx.promise(FOREVER)
     arbiter_id, seat_ids = await arbiter.id(), [await seat.id() for seat in seats]
 
-    # 2. The letters, until all are out, or it has ended without them, or is due.
-    unsent, pauses = list(range(len(seats))), list[ResonateFuture[None]]()
+    # 2. The letters, until all are out or it has ended without them.
+    unsent, timers = list(range(len(seats))), list[ResonateFuture[None]]()
     while unsent:
         tries = [patient.run(ask_approver, n, seat_ids[n], arbiter_id) for n in unsent]
-        asked = [await one for one in tries]
-        unsent = [n for n, one in zip(unsent, asked, strict=True) if one.delivery == "later"]
+        deliveries = [await delivered(one) for one in tries]
+        unsent = [n for n, delivery in zip(unsent, deliveries, strict=True) if delivery == "later"]
         if unsent:
-            pauses.append(ctx.sleep(min(pause_after(len(pauses)), until(ctx, asked[0].due_ms))))
-            if await first(ctx, pauses[-1], arbiter) != 0:
+            timers = timers or [ctx.sleep(await time_left(ctx))]
+            timers.append(ctx.sleep(pause_after(len(timers) - 1)))
+            if await first(patient, timers[-1], arbiter, timers[0]) != 0:
                 break
 
     # 3. Nothing is held while people think: this is where it suspends, for weeks if need be.
     #    Every way out leads to the same next step, so a replay need not be told which one it was.
-    #    One that finds it decided has no timer, and so none to end: the one there is ends by itself.
+    #    One that finds it decided makes no timer, and has none to end: the one there is ends by itself.
     decided, *unreachable = [await is_settled(one) for one in (arbiter, *seats)]
-    if not (decided or all(unreachable) or await is_settled(ctx.sleep(until(ctx, asked[0].due_ms)))):
-        raise Suspended
+    if not (decided or all(unreachable)):
+        deadline = timers[0] if timers else ctx.sleep(await time_left(ctx))
+        if not await is_settled(deadline):
+            raise Suspended
 
     # 4. Close what is still open, whoever won; a body must not return before all it waits for has ended.
-    ask, end, report = await close(ctx, arbiter_id, seat_ids, [await pause.id() for pause in pauses])
-    if not all([await is_settled(one) for one in (arbiter, *seats, *pauses)]):
+    ask, end, report = await close(ctx, arbiter_id, seat_ids, [await timer.id() for timer in timers])
+    if not all([await is_settled(one) for one in (arbiter, *seats, *timers)]):
         raise Suspended  # what this run saw pending, the next one finds settled
 
     # 5. The voice of the one who decided is answered.
@@ -151,7 +148,8 @@ async def answer(ctx: Context, order: dict[str, Any]) -> Delivery:
     """Send one letter in answer, trying until the mail server has taken or refused it."""
     attempt = 0
     while True:
-        delivery: Delivery = await ctx.options(retry_policy=LEAF_RETRIES).run(send_answer, order)
+        patient = ctx.options(retry_policy=LEAF_RETRIES, timeout=FOREVER)
+        delivery = await delivered(patient.run(send_answer, order))
         if delivery != "later":
             return delivery
         await ctx.sleep(pause_after(attempt))
@@ -159,7 +157,7 @@ async def answer(ctx: Context, order: dict[str, Any]) -> Delivery:
 
 
 async def close(
-    ctx: Context, arbiter_id: str, seat_ids: list[str], pause_ids: list[str]
+    ctx: Context, arbiter_id: str, seat_ids: list[str], timer_ids: list[str]
 ) -> tuple[Ask, End, Report]:
     """End what is still open; return what was asked, how it ended, and the report of it.
 
@@ -184,8 +182,8 @@ async def close(
             seat or (end if seat_id == arbiter_id else await settle(promises, seat_id, moot))
             for seat_id, seat in zip(seat_ids, seats, strict=True)
         ]
-        for pause_id in pause_ids:
-            await promises.resolve(pause_id, Value())
+        for timer_id in timer_ids:
+            await promises.resolve(timer_id, Value())
         await list_closed(promises, found[root_id])
         return ask, end, tally(ask, end, ends, await signals_of(promises, ask, end))
 
@@ -213,9 +211,21 @@ async def is_settled(future: ResonateFuture[Any]) -> bool:
     return True
 
 
-def until(ctx: Context, due_ms: int) -> timedelta:
-    """Return how long it is until then: for a timer's length, of which a replay keeps the first."""
-    return max(timedelta(0), instant(due_ms) - ctx.get_dependency(Ports).now())
+async def delivered(attempt: ResonateFuture[Delivery]) -> Delivery:
+    """Return what became of a letter; an attempt that failed by a defect of ours is made again later."""
+    try:
+        return await attempt
+    except Exception:
+        log.exception("a letter could not be tried: %s", await attempt.id())
+        return "later"
+
+
+async def time_left(ctx: Context) -> timedelta:
+    """Return how long it is until it is due: a timer's length, of which a replay keeps the first."""
+    with engine_at_hand():
+        ports = ctx.get_dependency(Ports)
+        due_at = read_ask(await ports.promises.get(ctx.info.id)).due_at
+        return max(timedelta(0), due_at - ports.now())
 
 
 def pause_after(attempt: int) -> timedelta:
@@ -246,7 +256,7 @@ def engine_at_hand() -> Iterator[None]:
 
 
 @leaf
-async def ask_approver(ctx: Context, position: int, seat_id: str, arbiter_id: str) -> Asked:
+async def ask_approver(ctx: Context, position: int, seat_id: str, arbiter_id: str) -> Delivery:
     """Have a ballot found by its key, and try its letter; an address refused for good ends the seat."""
     with engine_at_hand():
         ports = ctx.get_dependency(Ports)
@@ -254,21 +264,20 @@ async def ask_approver(ctx: Context, position: int, seat_id: str, arbiter_id: st
         if position == 0:
             await list_approval(ports.promises, root)
         ask = read_ask(root)
-        due_ms, email = milliseconds(ask.due_at), ask.approvers[position].email
+        key = ballot_key(ask.approval_id, ask.approvers[position].email)
         record = BallotRecord(
             approval_id=ask.approval_id, position=position, promise=seat_id, arbiter=arbiter_id
         )
         await record_ballot(ports.promises, ask, record)
         end = read_end(await ports.promises.get(arbiter_id))
         if end is not None or ask.letters_out or ports.now() >= ask.due_at:
-            # Decided, closed or due meanwhile, or asked before it was moved here.
-            return Asked(delivery="sent", due_ms=due_ms)
-        ballot = Ballot(key=ballot_key(ask.approval_id, email), ask=ask, record=record, end=None)
+            return "sent"  # decided, closed or due meanwhile, or asked before it was moved here
+        ballot = Ballot(key=key, ask=ask, record=record, end=None)
         sent = await ports.mailer.send(ports.letters.request(ballot, ports.tokens.capabilities(ballot)))
         if isinstance(sent, Undeliverable):
             refused = Closed(reason="undeliverable", at=ports.now(), detail=f"{sent.code} {sent.text}"[:500])
             await settle(ports.promises, seat_id, refused)
-        return Asked(delivery=_delivery(sent, ballot, "request"), due_ms=due_ms)
+        return _delivery(sent, ballot, "request")
 
 
 @leaf

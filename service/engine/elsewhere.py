@@ -43,6 +43,8 @@ _HELLO: Final = "approvals.hello"
 # Both tell of every attempt of every request; `Elsewhere` says it once.
 for _noisy in ("resonate.connections.http", "resonate.connections.sse"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
+# At DEBUG it tells of whole requests, and so of the token in them.
+logging.getLogger("resonate.transport").setLevel(logging.INFO)
 
 
 class Elsewhere:
