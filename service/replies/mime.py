@@ -22,6 +22,8 @@ MAX_FROM: Final = 1024
 MAX_PARTS: Final = 200
 MAX_DEPTH: Final = 10
 MAX_PART_HEADER: Final = 16 * 1024
+#: Octets before a multipart's first part; the sentence for programs without MIME has some 150.
+MAX_PREAMBLE: Final = 1024
 #: Octets of one text read, after decoding; HTML carries its styles with it.
 MAX_TEXT: Final = 64 * 1024
 MAX_HTML: Final = 512 * 1024
@@ -48,6 +50,9 @@ _PARAMETER: Final = re.compile(r';\s*([\w!#$%&\'*+.^`|~-]+)\s*=\s*("(?:[^"\\]|\\
 _TOKEN: Final = re.compile(r"\s*([\w!#$&^.+-]+/[\w!#$&^.+-]+)\s*(?:;|$)")
 #: A file's name, as written by RFC 2231 too.
 _NAMES: Final = {"name", "name*", "name*0", "name*0*"}
+_BOUNDARY: Final = re.compile(rb"[ -~]{0,199}[!-~]")
+#: In whatever language: "This is a multi-part message in MIME format."
+_FOR_OLD_PROGRAMS: Final = re.compile(rb"\bmime\b|multi-?part", re.IGNORECASE)
 _PADDING: Final = re.compile(rb"=[=\s]*")
 _NOT_BASE64: Final = bytes(
     set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
@@ -216,6 +221,8 @@ class _Tree:
         boundary = given.get("boundary", "").encode("utf-8", "surrogateescape")
         if not content_type.startswith("multipart/") or not boundary:
             return Part(headers, content_type, given, self.raw[start:end])
+        if not _BOUNDARY.fullmatch(boundary):  # blanks alone are where a signature begins
+            raise Exceeded(Doubt.PREAMBLE, "a boundary that nobody writes")
         within = "message/rfc822" if content_type == "multipart/digest" else "text/plain"
         spans = _between(self.raw, boundary, start, end)
         children = [self._child(*span, depth + 1, within) for span in spans]
@@ -234,15 +241,32 @@ def _between(raw: bytes, boundary: bytes, start: int, end: int) -> Iterator[tupl
     # A literal prefix lets the search skip at memory speed through attachments.
     line = re.compile(rb"\n--" + re.escape(boundary) + rb"(--)?[ \t]*+\r?(?=\n|\Z)")
     opened: int | None = None
+    first = True
     for match in line.finditer(raw, max(start - 1, 0), end):
+        if first:
+            _check_preamble(raw[start : match.start()])
+            first = False
         if opened is not None:
             before_cr = match.start() - (raw[match.start() - 1 : match.start()] == b"\r")
             yield opened, max(opened, before_cr)
         opened = None if match[1] else match.end() + 1
         if match[1]:
             return
+    if first:
+        _check_preamble(raw[start:end])
     if opened is not None and opened <= end:
         yield opened, end
+
+
+def _check_preamble(preamble: bytes) -> None:
+    """Raise Exceeded unless nothing that anybody wrote stands before a multipart's first part.
+
+    Content-Type is mostly not signed: whoever has a copy of a mail could name the boundary of a
+    mail that is attached to it, and all that its sender wrote would stand before that.
+    """
+    text = preamble.strip()
+    if text and (len(text) > MAX_PREAMBLE or b"\n--" in b"\n" + text or not _FOR_OLD_PROGRAMS.search(text)):
+        raise Exceeded(Doubt.PREAMBLE)
 
 
 def _split(raw: bytes, start: int, end: int, limit: int) -> tuple[int, int]:

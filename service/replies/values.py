@@ -60,6 +60,7 @@ class Doubt(StrEnum):
     TOO_BIG = "message too big"
     TOO_MANY_PARTS = "too many parts"
     TOO_DEEP = "parts nested too deep"
+    PREAMBLE = "text before the first part"
 
 
 class Reason(StrEnum):

@@ -1,7 +1,9 @@
 """What an approver really wrote, and signed, decides only what they wrote it about."""
 
+import email
 import re
 from email.message import EmailMessage
+from email.policy import SMTP
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,25 @@ async def test_one_sign_of_the_letter_is_enough(tmp_path: Path, left: str) -> No
         assert raw.count(b"Refund re-4") == (2 if left == "Subject" else 1)
         assert (await person.deliver(ANN, str(letter["Reply-To"]), signed_by_ann(raw))).startswith("250")
         assert (await person.report("re-4", wait=20))["status"] == "approved"
+
+
+async def test_a_mail_that_is_attached_does_not_become_the_reply(tmp_path: Path) -> None:
+    """Gmail signs no Content-Type: whoever names the attached mail's boundary there is refused."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        letter = await approval(person, "re-8")
+        theirs = EmailMessage()
+        theirs["From"], theirs["Subject"] = "bob@corp.example", "Please"
+        theirs.set_content("Approve\n")
+        theirs.add_alternative("<p>Approve</p>", subtype="html")
+        theirs.set_boundary("theirs")
+        mail = email.message_from_bytes(reply_to(letter, "Decline"), policy=SMTP)
+        mail.add_attachment(theirs)
+        mail.set_boundary("hers")
+        raw = signed_by_ann(mail.as_bytes())
+        forged = raw.replace(b'boundary="hers"', b'boundary="theirs"')
+        to = str(letter["Reply-To"])
+        assert raw != forged
+        assert (await person.deliver(ANN, to, forged)).startswith("554")
+        assert (await person.report("re-8"))["status"] == "pending"
+        assert (await person.deliver(ANN, to, raw)).startswith("250")
+        assert (await person.report("re-8", wait=20))["status"] == "declined"
