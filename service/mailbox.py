@@ -166,7 +166,7 @@ class Mailbox:
         else:
             trust = await self._senders.check(raw, reply.sender, peer)
         if isinstance(trust, Trusted) and not reply.names_letter(trust.covered):
-            trust = Doubted("nothing that its sender signed shows that it answers this letter")
+            trust = Doubted("it is older than this letter, answers another, or nothing signed shows which")
         match trust:
             case Unavailable():
                 return "451 4.4.3 The sender can't be checked now, try again"
@@ -239,6 +239,8 @@ class Mailbox:
             reply_address=caps.reply_to,
             own_addresses=self._own_addresses | {caps.bounce_to},
             thread=spell(ballot.key),
+            link=caps.link,
+            made=ballot.ask.created_at,
         )
 
     async def _with_engine[T](self, work: Coroutine[Any, Any, T]) -> T:

@@ -57,7 +57,7 @@ def read_reply(raw: bytes, sent: Sent, *, envelope_from: str | None = None) -> R
         read=read,
         message_id=message_id,
         languages=judgement.languages,
-        signs=signs_of(mail.headers, sent),
+        signs=signs_of(mail, sent),
     )
 
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Container
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from service.domain import Choice
 
-#: A header field that names a letter of ours, and whether it is the one that was sent.
+#: A header field, or the body, that names a letter of ours, and whether it is the one that was sent.
 type Sign = tuple[str, bool]
 
-#: The first kind of field that names a letter goes before those after it.
-_WEIGHT = (("to", "cc"), ("in-reply-to", "references"), ("subject",))
+#: Signs that come to one: a mail may name several letters, so it is enough that one of them is ours.
+_KINDS = (("to", "cc"), ("in-reply-to", "references"), ("body",), ("date",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,9 @@ class Sent:
     answered, all of theirs, joined by line breaks. `reply_address` is the full signed one;
     `own_addresses` ours in canonical form (From, envelope sender); `language` the
     BCP 47 primary subtag that the letter was written in: a word that means
-    something else there does not count. `thread` is what every Message-ID of its thread has.
+    something else there does not count. `thread` is what every Message-ID of its thread has,
+    `link` the signed link in it, `made` the instant from which on it could be answered;
+    `approver` holds the addresses, canonical, of whom it asks.
     """
 
     subject: str
@@ -30,6 +33,9 @@ class Sent:
     own_addresses: frozenset[str] = frozenset()
     language: str = "en"
     thread: str = ""
+    link: str = ""
+    made: datetime | None = None
+    approver: frozenset[str] = frozenset()
 
 
 class Why(StrEnum):
@@ -102,7 +108,7 @@ class Reply:
     authenticated. `read` is the first of the new text, for a letter that asks back:
     clean, at most 200 characters, perhaps empty. `comment` is what follows the
     verdict, clean, perhaps empty. `languages` are the BCP 47 tags whose phrase it was.
-    `signs` are what its header says of the letter that it answers.
+    `signs` are what it says of the letter that it answers.
     """
 
     sender: str
@@ -115,14 +121,19 @@ class Reply:
     signs: tuple[Sign, ...] = ()
 
     def names_letter(self, covered: Container[str] | None = None) -> bool:
-        """Tell whether it shows that this letter is answered, by `covered` fields, or by any."""
-        for kind in _WEIGHT:
-            told = [
-                ours for name, ours in self.signs if name in kind and (covered is None or name in covered)
-            ]
-            if told:
-                return any(told)
-        return False
+        """Tell whether it shows that this letter is answered, by `covered` fields, or by any.
+
+        A kind of sign that names only other letters disproves it, whoever may have written it.
+        The body is covered by whatever covers anything; who has a copy of a letter that it
+        quotes has the letter's link, and could press the button.
+        """
+        for kind in _KINDS:
+            told = [ours for name, ours in self.signs if name in kind]
+            if told and not any(told):
+                return False
+        return any(
+            ours and (covered is None or name == "body" or name in covered) for name, ours in self.signs
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,17 @@
 
 import email
 import re
+from datetime import timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 
+from service.approvals import utc_now
 from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann
-from tests.journey.house import Person
+from tests.journey.house import Person, eventually, link_of
 
 
 async def asks_to_confirm(person: Person, approval_id: str, to: str, raw: bytes) -> None:
@@ -86,6 +89,90 @@ async def test_one_sign_of_the_letter_is_enough(tmp_path: Path, left: str) -> No
         assert raw.count(b"Refund re-4") == (2 if left == "Subject" else 1)
         assert (await person.deliver(ANN, str(letter["Reply-To"]), signed_by_ann(raw))).startswith("250")
         assert (await person.report("re-4", wait=20))["status"] == "approved"
+
+
+#: What Exchange Online signs of these.
+EXCHANGE = (b"from", b"date", b"subject", b"message-id")
+
+
+def bare(letter: EmailMessage, text: str = "approve", **other: str) -> bytes:
+    """Return an answer that quotes nothing, whose fields are `other` than usual, or left out where empty."""
+    mail = email.message_from_bytes(reply_to(letter, text), policy=SMTP)
+    for name, value in other.items():
+        del mail[name.replace("_", "-")]
+        if value:
+            mail[name.replace("_", "-")] = value
+    mail.set_content(f"{text}\n")
+    return mail.as_bytes()
+
+
+def date(**ago: float) -> str:
+    """Return a Date so long ago."""
+    return format_datetime(utc_now() - timedelta(**ago))
+
+
+@pytest.mark.parametrize(
+    "subject", ["Re: Refund re-10 of ACME", "Re: [Refund re-10] ACME", "No Refund re-10"]
+)
+async def test_a_longer_subject_is_another(tmp_path: Path, subject: str) -> None:
+    """Of a mail through Exchange Online the subject is all that shows its letter: it must be the same."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        letter = await approval(person, "re-10")
+        raw = signed_by_ann(bare(letter, Subject=subject), covered=EXCHANGE)
+        await asks_to_confirm(person, "re-10", str(letter["Reply-To"]), raw)
+
+
+@pytest.mark.parametrize(("age", "decides"), [({"days": 365.0}, False), ({"hours": 20.0}, True)])
+async def test_an_old_yes_to_the_same_subject_decides_nothing(
+    tmp_path: Path, age: dict[str, float], *, decides: bool
+) -> None:
+    """A request that comes every month: what was written before it was made is no answer to it."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        letter = await approval(person, "re-11")
+        raw = signed_by_ann(bare(letter, Date=date(**age)), covered=EXCHANGE)
+        if decides:  # a clock that is wrong by less than a day
+            assert (await person.deliver(ANN, str(letter["Reply-To"]), raw)).startswith("250")
+            assert (await person.report("re-11", wait=20))["status"] == "approved"
+        else:
+            await asks_to_confirm(person, "re-11", str(letter["Reply-To"]), raw)
+
+
+@pytest.mark.parametrize("left", ["To", "In-Reply-To", "body"])
+async def test_whatever_names_another_letter_disproves(tmp_path: Path, left: str) -> None:
+    """Of two requests of one subject: the answer's fields and quotation tell which, signed or not."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        for approval_id in ("re-12", "re-13"):
+            assert (await person.ask(approval_id, subject="Budget")).status_code == 201
+        found = {link_of(mail): mail for mail in [await person.letter("Budget"), *await both(person)]}
+        first, second = found.values()
+        raw = reply_to(first, "approve") if left == "body" else bare(first)
+        for name in {"To", "In-Reply-To"} - {left}:
+            raw = re.sub(rb"(?m)^%s: .*\r\n(?:[ \t].*\r\n)*" % name.encode(), b"", raw)
+        raw = signed_by_ann(raw, covered=EXCHANGE)
+        assert (await person.deliver(ANN, str(second["Reply-To"]), raw)).startswith("250")
+        await person.letter("Budget", kind="confirmation")
+        for approval_id in ("re-12", "re-13"):
+            assert (await person.report(approval_id))["status"] == "pending"
+
+
+async def both(person: Person) -> list[EmailMessage]:
+    """Return the letters of two requests of one subject."""
+
+    async def look() -> list[EmailMessage] | None:
+        found = await person.letters("Budget")
+        return found if len(found) == 2 else None
+
+    return await eventually(look, "both letters")
+
+
+async def test_a_quotation_shows_the_letter_where_the_subject_was_changed(tmp_path: Path) -> None:
+    """Exchange Online signs no To; the body is always signed."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        letter = await approval(person, "re-14")
+        raw = reply_to(letter, "approve").replace(b"Subject: Re: Refund re-14", b"Subject: Fine with me")
+        raw = signed_by_ann(raw, covered=EXCHANGE)
+        assert (await person.deliver(ANN, str(letter["Reply-To"]), raw)).startswith("250")
+        assert (await person.report("re-14", wait=20))["status"] == "approved"
 
 
 async def test_a_mail_that_is_attached_does_not_become_the_reply(tmp_path: Path) -> None:
