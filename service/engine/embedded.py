@@ -41,6 +41,9 @@ __all__ = ["EmbeddedEngine"]
 #: Tasks offered to a listener when it attaches; more come with their retry.
 ATTACH_BATCH: Final = 10_000
 
+#: Seconds until a release that failed with the disk is tried again.
+OWED_S: Final = 1.0
+
 #: From callers in this process these are lost with nothing: the power that takes them
 #: takes the caller, and the next start frees the lease and has the work done again.
 _LEASING: Final = frozenset({"task.acquire", "task.suspend", "task.release"})
@@ -77,7 +80,6 @@ class EmbeddedEngine:
         self._reading: sqlite3.Connection | None = None
         self._glancing: sqlite3.Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._owed: list[Call] = []
         self._closed = False
 
     # -- life -----------------------------------------------------------------------------------------
@@ -92,11 +94,12 @@ class EmbeddedEngine:
         if self._closed:
             return
         self._closed = True
-        await asyncio.to_thread(self._writer.close)
+        # The writer's connection closes last, since only one that writes puts the log into the file.
         await asyncio.to_thread(self._reader.shutdown)
         for connection in (self._reading, self._glancing):
             if connection is not None:
                 connection.close()
+        await asyncio.to_thread(self._writer.close)
         # The last outcomes were posted to the loop before the thread ended.
         await asyncio.sleep(0)
 
@@ -121,11 +124,8 @@ class EmbeddedEngine:
         outcome = await self._do(partial(self._database.answer, call, endless=endless), lazy=lazy)
         if isinstance(outcome, StorageFault):
             if endless and call.kind == "task.release":
-                # Nobody but this process can end the lease, and the SDK asks just once.
-                self._owed.append(call)
+                self._owe(call)
             raise ConnectorError(outcome)
-        if self._owed:
-            self._pay_owed()
         answer: bytes = outcome
         return answer
 
@@ -137,11 +137,15 @@ class EmbeddedEngine:
             return StorageFault("the engine is closed")
         return await future
 
-    def _pay_owed(self) -> None:
-        """Release the tasks whose release failed with the disk, now that it writes again."""
-        owed, self._owed = self._owed, []
-        for call in owed:
-            self._writer.submit(Job(partial(self._database.answer, call, endless=True), _ignore))
+    def _owe(self, call: Call) -> None:
+        """Try a release again until it is on disk: the SDK asks once, and nobody else can end the lease."""
+
+        def tried(outcome: Any) -> None:
+            if isinstance(outcome, StorageFault) and not self._closed:
+                self._owe(call)
+
+        job = Job(partial(self._database.answer, call, endless=True), tried)
+        asyncio.get_running_loop().call_later(OWED_S, self._writer.submit, job)
 
     def _glance(self, call: Call) -> bytes:
         """Answer one promise as it was last committed.
@@ -172,7 +176,7 @@ class EmbeddedEngine:
         return search(self._reading, call, now)
 
     def _reading_time(self, call: Call) -> int:
-        if self._writer.closed:
+        if self._closed or self._writer.closed:
             raise ConnectorError(StorageFault("the engine is closed"))
         return call.debug_time if self.debug_verbs and call.debug_time is not None else self._database.clock()
 

@@ -15,6 +15,7 @@ from resonate_base import ConnectorError, Network, Source
 
 from service.engine import Engine, open_engine, sqlite_path
 from service.engine.clock import now_ms
+from service.engine.embedded import OWED_S
 from service.errors import SettingsError
 from tests.engine.live import PATIENCE, running, sdk, soon, sqlite_url, stored, until
 
@@ -260,16 +261,27 @@ async def test_a_failing_disk_reaches_the_caller_as_a_connector_error(url: str) 
 
 
 async def test_a_release_that_failed_with_the_disk_is_made_good(url: str) -> None:
-    """The SDK asks once; the engine remembers, since only this process can end the lease."""
+    """The SDK asks once; the engine tries again and again, since only this process can end the lease."""
     async with running(url) as (engine, r):
         created = await r._sender.task_create("me", 1000, _external("a", target="poll://any@elsewhere"))
         database = embedded(engine)
         database._db.execute("PRAGMA query_only = 1")
         with pytest.raises(ConnectorError):
             await r._sender.task_release("a", created.task.version)
+        await asyncio.sleep(2 * OWED_S)  # the disk fails once more
         database._db.execute("PRAGMA query_only = 0")
-        await r.promises.create("b", now_ms() + 60_000, Value(), {})
         await until(lambda: stored(engine, "a")[1].state == "pending")
+
+
+async def test_a_closed_file_is_whole_without_its_log(url: str) -> None:
+    """Whoever copies, moves or renames the one file after a stop has everything."""
+    async with running(url, ask) as (engine, r):
+        r.run("a", ask)
+        await pending_promise(r, "a")  # has been read, by a connection that only reads
+        await r.promises.search(None, None, None, None)
+        path = embedded(engine).path
+        assert path is not None
+    assert {file.suffix for file in path.parent.iterdir()} <= {".db", ".lock"}
 
 
 async def test_after_close_every_request_is_refused(url: str) -> None:
