@@ -125,10 +125,12 @@ class HttpSurface:
 
     async def _messages(self, group: str, pid: str) -> AsyncIterator[str]:
         queue: asyncio.Queue[tuple[str, Callable[[], None]] | None] = asyncio.Queue()
-        self._streams.add(queue)
         listener = await self._engine.attach(
             group, pid, lambda text, handed: queue.put_nowait((text, handed))
         )
+        self._streams.add(queue)
+        if self._hung_up:
+            queue.put_nowait(None)
         try:
             yield ": attached\n\n"
             ends = time.monotonic() + STREAM_S

@@ -260,6 +260,18 @@ async def test_a_stock_sdk_is_sent_off_before_its_session_ends(
             await r.stop()
 
 
+async def test_a_client_that_goes_while_it_attaches_leaves_nothing(engine: EmbeddedEngine) -> None:
+    """On a slow disk many may come and go before the first is attached."""
+    surface = http.HttpSurface(engine)
+    for _ in range(3):
+        begun = asyncio.ensure_future(anext(surface._messages("approvals", "p")))
+        await asyncio.sleep(0)
+        begun.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await begun
+    assert surface._streams == set()
+
+
 async def test_streams_end_when_told(engine: EmbeddedEngine) -> None:
     """The server can stop: `serving` hangs up and waits for it, and returns."""
     async with httpx.AsyncClient() as client:
