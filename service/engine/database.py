@@ -115,6 +115,8 @@ class Database:
         self._rows: Rows | None = None
         self._next_due: int | None = 0
         self._lazy = False
+        #: The log ends with commits that were not forced to disk; or so it did when one failed.
+        self._unforced = self._doubtful = False
 
     # -- opening --------------------------------------------------------------------------------------
 
@@ -192,6 +194,8 @@ class Database:
         db, rows = self._db, self._rows
         if db is None or rows is None:
             raise StorageFault("the engine is closed")
+        if self._doubtful:
+            self._settle_log(db)
         lazy = bool(jobs) and all(job.lazy for job in jobs)
         if lazy is not self._lazy:
             db.execute(f"PRAGMA synchronous = {'NORMAL' if lazy else 'FULL'}")
@@ -209,7 +213,7 @@ class Database:
         fired = fire and self.running and self._next_due is not None and self._next_due <= tx.now
         due = (rows.next_due() if self.fire(tx) < FIRE_BATCH else 0) if fired else self._next_due
         db.execute("COMMIT")
-        self.faulty = False
+        self.faulty, self._unforced = False, lazy
         self._next_due = min((at for at in (due, tx.next_due) if at is not None), default=None)
         self.messages += tx.messages
         return outcomes
@@ -220,6 +224,19 @@ class Database:
                 self._db.execute("ROLLBACK")
         # What the failed transaction had armed is not known to be armed.
         self._next_due = 0
+        self._doubtful = self._doubtful or self._unforced
+
+    def _settle_log(self, db: sqlite3.Connection) -> None:
+        """Put all of the log into the file before anything is written after it.
+
+        A force that failed may have lost what was written before it and never will be again:
+        then what comes after is cut off with it when the power fails. Raises StorageFault.
+        """
+        db.execute("PRAGMA synchronous = FULL")
+        self._lazy = False
+        if db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise StorageFault("the log could not be written into the file")
+        self._doubtful = self._unforced = False
 
     def answer(self, call: Call, tx: Transaction, *, endless: bool = False) -> bytes:
         """Answer one request inside a transaction. `endless` leases end with this process."""
