@@ -40,6 +40,7 @@ from service.domain import (
     tally,
     undecided,
 )
+from service.engine import OWNER_TAG
 from service.errors import BallotGone, EngineAway, IdTaken, NotFound, RequestInvalid
 from service.requests import GRACE, Ask, Request, definite, parse_request, require_due
 from service.tokens import spell
@@ -51,8 +52,8 @@ APPROVAL, ANSWER = "approval", "answer"
 #: Marks our promises for lists; a fresh value in BORN tells who created one.
 KIND_TAG, BORN_TAG = "approvals:kind", "approvals:born"
 APPROVER_TAG = "approvals:approver"
-#: Of one that was moved here from another engine: its birth there in ms, and that its letters are out.
-CREATED_TAG, ASKED_TAG = "approvals:created", "approvals:asked"
+#: The birth, in ms, of one that was moved here from another engine.
+CREATED_TAG = "approvals:created"
 
 #: Ids that callers give, and those that workflows make below them.
 _ANY_ID = re.compile(r"[A-Za-z0-9._:-]{1,512}")
@@ -62,6 +63,8 @@ ENGINE_PATIENCE = 10.0
 PING_PATIENCE = 2.0
 #: Seconds between looks whether a worker has begun with what somebody waits for: doubling, up to the last.
 BEGINNING, LATEST_BEGINNING = 0.1, 2.0
+#: The year 9000, in ms: other programs' roots may live longer than there are dates for.
+FAR = 221_845_392_000_000
 _NOT_FOUND = 404
 
 type Clock = Callable[[], datetime]
@@ -239,15 +242,22 @@ async def start_function(
     )
 
 
-async def record_ballot(promises: Promises, ask: Ask, record: BallotRecord) -> None:
-    """Make a ballot findable by its key; doing it again changes nothing."""
+async def record_ballot(promises: Promises, ask: Ask, record: BallotRecord) -> bool:
+    """Make a ballot findable by its key; tell whether it is not due yet, by the engine's clock.
+
+    Doing it again changes nothing. Raises IdTaken if another approval of this id has left its
+    own record there: a vote must never reach another ballot than its letter was about.
+    """
     email = ask.approvers[record.position].email
-    await promises.create(
+    kept = await promises.create(
         _record_id(ballot_key(ask.approval_id, email)),
         milliseconds(ask.due_at),
         Value(data=record),
-        {KIND_TAG: "ballot", APPROVER_TAG: email},
+        {KIND_TAG: "ballot", APPROVER_TAG: email, OWNER_TAG: ask.approval_id},
     )
+    if msgspec.convert(kept.param.data, BallotRecord) != record:
+        raise IdTaken(ask.approval_id)
+    return kept.state == "pending"
 
 
 async def find_record(promises: Promises, key: bytes) -> BallotRecord | None:
@@ -313,8 +323,7 @@ def read_ask(promise: PromiseRecord) -> Ask:
     if request is None:
         raise NotFound(promise.id)
     created_at = instant(int(promise.tags.get(CREATED_TAG, promise.created_at)))
-    ask = definite(request, promise.id, created_at, instant(promise.timeout_at))
-    return msgspec.structs.replace(ask, letters_out=ASKED_TAG in promise.tags)
+    return definite(request, promise.id, created_at, instant(promise.timeout_at))
 
 
 def read_end(promise: PromiseRecord) -> End | None:
@@ -364,8 +373,8 @@ async def engine_errors(
 
 
 def instant(ms: int) -> datetime:
-    """Return the instant of a promise's clock: milliseconds since 1970."""
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    """Return the instant of a promise's clock: milliseconds since 1970, at most `FAR`."""
+    return datetime.fromtimestamp(min(ms, FAR) / 1000, UTC)
 
 
 def milliseconds(at: datetime) -> int:

@@ -25,6 +25,7 @@ from service.approvals import (
     utc_now,
 )
 from service.domain import Ballot, Signal, SignalKind
+from service.engine import OWNER_TAG
 from service.requests import GRACE
 from service.tokens import spell
 
@@ -70,6 +71,7 @@ class Journal:
     async def _keep(
         self, promise_id: str, ballot: Ballot, value: Value, tags: dict[str, str]
     ) -> PromiseRecord:
+        tags |= {OWNER_TAG: ballot.ask.approval_id}
         async with engine_errors():
             until = milliseconds(ballot.ask.due_at + GRACE)
             return await self._promises.create(promise_id, until, value, tags)

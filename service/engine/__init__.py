@@ -43,7 +43,6 @@ from resonate.heartbeat import Heartbeat, NoopHeartbeat
 from resonate.resonate import Resonate
 from resonate_base import PROTOCOL_VERSION, Network, Source
 
-from service.engine import retention as _retention
 from service.engine.backup import backup
 from service.engine.clock import Clock, now_ms
 from service.engine.connection import Connection
@@ -52,10 +51,20 @@ from service.engine.elsewhere import Connector, Elsewhere
 from service.engine.embedded import EmbeddedEngine
 from service.engine.lists import Page, Search, no_lists, searching
 from service.engine.parking import Parked, Parking
+from service.engine.retention import KEPT_MS, OWNER_TAG
 from service.engine.unix import unix_path
 from service.errors import SettingsError
 
-__all__ = ["Connection", "EmbeddedEngine", "Engine", "Parked", "backup", "open_engine", "sqlite_path"]
+__all__ = [
+    "OWNER_TAG",
+    "Connection",
+    "EmbeddedEngine",
+    "Engine",
+    "Parked",
+    "backup",
+    "open_engine",
+    "sqlite_path",
+]
 
 #: How long a worker's tasks stay its own without a sign of life, on engines that outlive it.
 #: Signs are given twice as often; a letter at a slow mail server takes as long as it likes.
@@ -247,7 +256,7 @@ def open_engine(
     group: str = "approvals",
     pid: str | None = None,
     token: str | None = None,
-    retention: timedelta = timedelta(milliseconds=_retention.KEPT_MS),
+    retention: timedelta = timedelta(milliseconds=KEPT_MS),
     clock: Clock = now_ms,
     debug: bool = False,
     works: bool = True,

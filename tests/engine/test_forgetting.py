@@ -17,7 +17,7 @@ from service.decisions import Decisions
 from service.domain import Report, ballot_key
 from service.engine import Engine, open_engine, writer
 from service.engine.clock import now_ms
-from service.errors import BallotGone, NotFound
+from service.errors import BallotGone, IdTaken, NotFound
 from service.letters import Letter, Letters
 from service.outbox import Accepted
 from service.tokens import Tokens
@@ -168,9 +168,13 @@ async def test_what_ended_is_forgotten_whole_and_what_is_pending_is_not_touched(
     await house.pass_days(5.5)
     assert (await house.approvals.wait("expired", 20)).status == "expired"
     await house.swept(*all_of_it)
-    # The clarification and what it made ended on the first day, the ballots count from their due time.
+    # The clarification and what it made ended on the first day, approvals count from their due time:
+    # whoever opens a link until then is told how it ended, and no other approval has the id.
     await house.pass_days(24.6)
-    await until(lambda: house.kept() == ["ballot", "expired", "waiting"])
+    await until(lambda: "answer" not in house.kept())
+    assert house.kept() == [kept for kept in all_of_it if kept != "answer"]
+    with pytest.raises(IdTaken):
+        await house.ask("by-link", "P3D", BOB, ANN)
     before = house.pending()
     await house.pass_days(9)
     await house.swept("ballot", "waiting")
@@ -189,7 +193,7 @@ async def test_what_ended_is_forgotten_whole_and_what_is_pending_is_not_touched(
     assert (await house.approvals.show("waiting")).status == "pending"
     assert (await house.decide("waiting", BOB, "link")).status == "approved"
     await house.pass_days(31)
-    await house.swept("ballot")
+    await house.swept("ballot", "waiting")
     await house.pass_days(300)
     await house.swept()
     assert set(house.rows().values()) == {0}

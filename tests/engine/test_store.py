@@ -19,6 +19,7 @@ from service.engine import EmbeddedEngine, schema
 from service.engine.backup import backup
 from service.engine.clock import now_ms
 from service.engine.database import Database, Job, StorageFault
+from service.engine.retention import OWNER_TAG
 from service.engine.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION, NotOurs, migrate
 from service.engine.transaction import Transaction
 from service.engine.wire import Call, read_call
@@ -135,6 +136,28 @@ def test_a_power_cut_among_leases_loses_nothing_that_was_forced(file: Path, tmp_
         ]
         after.pass_time()
         assert after.offers() == [("w", 1)]
+
+
+def test_after_a_fault_what_was_not_forced_goes_into_the_file_first(file: Path, tmp_path: Path) -> None:
+    """A force that failed may have lost it: what is acknowledged next must not stand behind it in the log."""
+    live = Bench(Database(file, clock=FakeClock()))
+    cut = tmp_path / "cut.db"
+
+    def broken(_: Transaction) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with closing(live.database):
+        live.promise("w", target=TARGET)
+        lease = read_call(envelope("task.acquire", {"id": "w", "version": 0, "pid": "p", "ttl": 5_000}))
+        lazy = Job(partial(live.database.answer, lease, endless=True), lambda _: None, lazy=True)
+        live.database.run([lazy], fire=False)
+        assert isinstance(live.database.run([Job(broken, lambda _: None)], fire=False)[0], StorageFault)
+        live.promise("after")
+        shutil.copy(file, cut)  # without its log
+    after = Bench(Database(cut, clock=FakeClock()))
+    with closing(after.database):
+        assert [row[1] for row in after.stored()["promises"]] == ["w"]
+        assert after.stored()["tasks"][0][2] == 1
 
 
 def test_what_was_stored_is_there_after_a_restart(opened: Callable[..., Bench]) -> None:
@@ -466,6 +489,29 @@ def test_a_ballots_record_is_forgotten_only_after_its_own_deadline(bench: Bench)
     assert len(bench.stored()["promises"]) == 1
     bench.pass_time(1)
     assert bench.stored()["promises"] == []
+
+
+def test_a_record_is_kept_and_forgotten_with_its_owner(bench: Bench) -> None:
+    """Whichever was made first and ends last, none is left to meet another life of the other's id."""
+
+    def record(id_: str, owner: str, life: int) -> None:
+        bench.ok("promise.create", id=id_, timeoutAt=bench.now + life, tags={OWNER_TAG: owner})
+
+    def left() -> list[str]:
+        return [row[1] for row in bench.stored()["promises"]]
+
+    for owner, life, record_life in (("short", DAY, 10 * DAY), ("long", 2 * DAY, DAY)):
+        record(f"before.{owner}", owner, record_life)
+        bench.task(owner, life=life)
+        record(f"after.{owner}", owner, record_life)
+    bench.settle("short")
+    record("orphan", "nobody", DAY)
+    bench.pass_time(31 * DAY)
+    assert left() == ["before.short", "short", "after.short", "before.long", "long", "after.long"]
+    bench.pass_time(DAY)
+    assert left() == ["before.short", "short", "after.short"]
+    bench.pass_time(9 * DAY)
+    assert all(rows == [] for rows in bench.stored().values())
 
 
 def test_a_message_not_handed_over_keeps_its_promise_for_a_day(bench: Bench) -> None:
