@@ -74,9 +74,10 @@ class Lists:
         # Of a person, ballots alone: what is kept of their absences bears their tag too.
         of_person = {APPROVER_TAG: wanted.approver or "", KIND_TAG: "ballot"}
         tags = of_person if wanted.approver else {KIND_TAG: APPROVAL}
-        state = {None: None, "pending": "pending"}.get(wanted.status, "resolved")
-        if wanted.approver and state == "resolved":
-            state = None  # a ballot's record is never resolved
+        # Of a person, records of ballots, which are never resolved. Nor is an approval whose worker was
+        # away for long after its due time, or that an operator has cancelled.
+        anyhow = wanted.approver or wanted.status in {None, "expired", "withdrawn"}
+        state = "pending" if wanted.status == "pending" else None if anyhow else "resolved"
         cursor, found = wanted.cursor, list[Report]()
         for _ in range(LOOKS):
             async with engine_errors():

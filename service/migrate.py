@@ -1,41 +1,29 @@
 """The road from the embedded engine to another: pending approvals are opened anew there, as they are.
 
-The same id, request, birth and deadline give the same ballots, so that links and
-reply addresses of letters already sent decide on the new engine. What is closed stays
-in the old file.
+All that an approval is goes along under the same ids: its steps, so that its workflow
+goes on where it was, and the records of its ballots, so that links and reply addresses
+of letters already sent decide. What is closed stays in the old file.
 """
 
 import asyncio
-from contextlib import suppress
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resonate.codec import Codec, NoopEncryptor
 from resonate.error import ServerError
-from resonate.promises import Promises
 from resonate.send import Sender
 from resonate.transport import Transport
-from resonate.types import PromiseRecord, Value
+from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq
 
-from service.approvals import (
-    APPROVAL,
-    ASKED_TAG,
-    CREATED_TAG,
-    GROUP,
-    KIND_TAG,
-    engine_errors,
-    find_record,
-    read_ask,
-    read_end,
-)
-from service.domain import ballot_key
-from service.engine import Engine, open_engine, sqlite_path
+from service.approvals import APPROVAL, CREATED_TAG, GROUP, KIND_TAG, engine_errors
+from service.engine import OWNER_TAG, Engine, open_engine, sqlite_path
 from service.engine.lists import MAX_PAGE
 from service.errors import SettingsError
 
 SETTING = "APPROVALS_ENGINE"
-#: Promises in flight to the new engine at once.
+#: Approvals in flight to the new engine at once.
 AT_ONCE = 16
+_NOT_FOUND = 404
 
 
 @dataclass
@@ -45,6 +33,15 @@ class Moved:
     moved: int = 0
     left: dict[str, str] = field(default_factory=dict)
     kept: Path | None = None
+
+
+@dataclass
+class _Found:
+    """What the old engine holds: pending approvals, what belongs to each, and what stays; all by id."""
+
+    approvals: set[str] = field(default_factory=set)
+    parts: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    others: list[str] = field(default_factory=list)
 
 
 async def migrate(source_url: str, target_url: str, *, token: str | None, leave: bool) -> Moved:
@@ -67,73 +64,85 @@ async def migrate(source_url: str, target_url: str, *, token: str | None, leave:
     finally:
         await source.close()
     if leave or not done.left:
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise SettingsError(
+                SETTING, f"{path} is still open in another process; close that, and run again"
+            )
         done.kept = path.rename(path.with_name(f"{path.name}.moved"))
     return done
 
 
 async def _moved(source: Engine, target: Engine, *, leave: bool) -> Moved:
-    done, ours, theirs = Moved(), _promises(source), _promises(target)
-    wanted: list[PromiseRecord] = []
-    for root in await _pending(source):
-        if (why := await _stays(ours, root)) is None:
-            wanted.append(root)
-        else:
-            done.left[root.id] = why
+    ours, theirs = _sender(source), _sender(target)
+    found = await _find(ours)
+    done = Moved(left=dict.fromkeys(found.others, "not an approval opened by the API: let it end here"))
     if done.left and not leave:
         return done
     address, gate = target.sources[0].resolve_target(GROUP), asyncio.Semaphore(AT_ONCE)
 
-    async def move(root: PromiseRecord) -> None:
-        tags = root.tags | {CREATED_TAG: str(root.created_at), "resonate:target": address}
+    async def move(approval_id: str) -> None:
         async with gate, engine_errors():
-            if await _letters_are_out(ours, root):
-                tags[ASKED_TAG] = "all"
-            there = await theirs.create(root.id, root.timeout_at, Value(data=root.param.data), tags)
-        if there.param.data != root.param.data:
-            done.left[root.id] = "the other engine has another approval of this id"
-        else:
-            done.moved += 1
+            if await _copied(ours, theirs, approval_id, found.parts[approval_id], address):
+                done.moved += 1
+            else:
+                done.left[approval_id] = "the other engine has another approval of this id"
 
-    await asyncio.gather(*map(move, wanted))
+    await asyncio.gather(*map(move, found.approvals))
     return done
 
 
-async def _pending(engine: Engine) -> list[PromiseRecord]:
-    """Return every durable function that has not ended."""
-    found: list[PromiseRecord] = []
-    cursor: str | None = None
+async def _find(ours: Sender) -> _Found:
+    """Look through all promises, which come by id: an approval before its steps."""
+    found, cursor = _Found(), None
     while True:
-        page, cursor = await engine.search("pending", limit=MAX_PAGE, cursor=cursor)
-        found += [
-            promise
-            for promise in page
-            if "resonate:target" in promise.tags and promise.tags.get("resonate:timer") != "true"
-        ]
+        page = await ours.promise_search(None, None, MAX_PAGE, cursor)
+        for promise in page.promises:
+            root, _, step = promise.id.partition(":")
+            if promise.tags.get(OWNER_TAG):
+                found.parts[promise.tags[OWNER_TAG]].append(promise.id)
+            elif step and root in found.approvals and not _is_task(promise):
+                found.parts[root].append(promise.id)
+            elif promise.state == "pending" and _is_task(promise):
+                if promise.tags.get(KIND_TAG) == APPROVAL:
+                    found.approvals.add(promise.id)
+                else:
+                    found.others.append(promise.id)
+        cursor = page.cursor
         if cursor is None:
             return found
 
 
-async def _stays(promises: Promises, root: PromiseRecord) -> str | None:
-    """Return why this can't be moved, or None."""
-    if root.tags.get(KIND_TAG) != APPROVAL:
-        return "not an approval opened by the API: let it end here"
-    ask = read_ask(root)
-    for approver in ask.approvers:
-        record = await find_record(promises, ballot_key(ask.approval_id, approver.email))
-        if record is not None and read_end(await promises.get(record.arbiter)) is not None:
-            return "decided, and not closed yet: run the service once more"
-    return None
+def _is_task(promise: PromiseRecord) -> bool:
+    return "resonate:target" in promise.tags and promise.tags.get("resonate:timer") != "true"
 
 
-async def _letters_are_out(promises: Promises, root: PromiseRecord) -> bool:
-    """Tell whether every approver has been sent their letter, by the results that the workflow keeps."""
-    sent, number = 0, 1
-    with suppress(ServerError):  # the first that there is not
-        while True:
-            step = await promises.get(f"{root.id}:{number}")
-            sent, number = sent + (step.value.data == "sent"), number + 1
-    return sent >= len(read_ask(root).approvers)
+async def _copied(ours: Sender, theirs: Sender, approval_id: str, parts: list[str], address: str) -> bool:
+    """Open an approval there, last of all it is, since work on it then begins; False if its id is taken."""
+    root = await ours.promise_get(approval_id)
+    try:
+        there = await theirs.promise_get(approval_id)
+    except ServerError as exc:
+        if exc.code != _NOT_FOUND:
+            raise
+        for part in parts:
+            await _copy(theirs, await ours.promise_get(part), {OWNER_TAG: approval_id})
+        born = root.tags.get(CREATED_TAG, str(root.created_at))
+        there = await _copy(theirs, root, {CREATED_TAG: born, "resonate:target": address})
+    return there.param.data == root.param.data
 
 
-def _promises(engine: Engine) -> Promises:
-    return Promises(Sender(Transport(engine.network), engine.token), Codec(NoopEncryptor()))
+async def _copy(theirs: Sender, promise: PromiseRecord, tags: dict[str, str]) -> PromiseRecord:
+    """Create a promise there as it is here, `tags` added, its value as it is encoded."""
+    there = await theirs.promise_create(
+        PromiseCreateReq(
+            id=promise.id, timeout_at=promise.timeout_at, param=promise.param, tags=promise.tags | tags
+        )
+    )
+    if promise.state != "pending" and promise.state != "rejected_timedout":  # noqa: PLR1714 - for mypy
+        await theirs.promise_settle(PromiseSettleReq(id=promise.id, state=promise.state, value=promise.value))
+    return there
+
+
+def _sender(engine: Engine) -> Sender:
+    return Sender(Transport(engine.network), engine.token)

@@ -87,8 +87,6 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     requester: Person | None
     created_at: datetime
     due_at: datetime
-    #: It was moved here from another engine when everybody had their letter.
-    letters_out: bool = False
 
 
 def parse_request(body: object) -> Request:
@@ -146,7 +144,7 @@ def definite(request: Request, approval_id: str, created_at: datetime, timeout_a
     """Make `request` definite, given its root promise's birth and deadline.
 
     The due time is the one asked for, or less where a foreign root's life is
-    shorter; it always leaves time for closing.
+    shorter; it always leaves time for closing. It is not before the birth.
     """
     requester, life = request.requester, timeout_at - created_at
     latest = timeout_at - min(MAX_CLOSING, life * CLOSING_SHARE)
@@ -158,7 +156,7 @@ def definite(request: Request, approval_id: str, created_at: datetime, timeout_a
         approvers=people(request),
         requester=Person(email=requester) if isinstance(requester, str) else requester,
         created_at=created_at,
-        due_at=min(due_at(request, created_at), latest),
+        due_at=max(created_at, min(due_at(request, created_at), latest)),
     )
 
 

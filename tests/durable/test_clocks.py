@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from resonate.retry import Never
+from resonate.types import TaskData, Value
 
 from service import workflow
-from service.approvals import Approvals, utc_now
+from service.approvals import APPROVAL, GROUP, Approvals, utc_now
 from service.engine import open_engine
 from service.engine.clock import now_ms
 from service.letters import Letter, Letters
@@ -46,9 +47,15 @@ class Mail:
 
 @asynccontextmanager
 async def at_work(
-    folder: Path, mail: Mail, *, engine_ahead: timedelta = timedelta(0), ahead: timedelta = timedelta(0)
+    folder: Path,
+    mail: Mail,
+    *,
+    engine_ahead: timedelta = timedelta(0),
+    ahead: timedelta = timedelta(0),
+    file: str = "a.db",
+    works: bool = True,
 ) -> AsyncIterator[Approvals]:
-    """A worker whose clock is `ahead`, on an engine whose clock is that much more."""
+    """A worker, unless none `works`, whose clock is `ahead`, on an engine whose clock is that much more."""
 
     def engines_ms() -> int:
         return now_ms() + int((ahead + engine_ahead).total_seconds() * 1000)
@@ -56,16 +63,18 @@ async def at_work(
     def ours_ms() -> int:
         return now_ms() + int(ahead.total_seconds() * 1000)
 
-    engine = open_engine(f"sqlite:///{folder}/a.db", clock=engines_ms)
+    group = GROUP if works else "others"
+    engine = open_engine(f"sqlite:///{folder}/{file}", clock=engines_ms, group=group)
     await engine.start()
     resonate = engine.client(clock=ours_ms)
     letters = Letters(sender="approvals@localhost", reply_domain="localhost")
     tokens = Tokens([b"k" * 32], public_url="http://localhost", reply_domain="localhost")
     now = lambda: utc_now() + ahead  # noqa: E731 - a clock
     resonate.with_dependency(Ports(resonate.promises, mail, letters, tokens, now))
-    register(resonate)
+    if works:
+        register(resonate)
     resonate.start()
-    yield Approvals(resonate, engine.sources[0].resolve_target("approvals"), now)
+    yield Approvals(resonate, engine.sources[0].resolve_target(GROUP), now)
     if mail.how == "hangs":  # as if killed: its leaf has no end
         await engine.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -84,6 +93,32 @@ async def test_an_engine_ahead_of_us_does_not_have_a_letter_tried_in_a_storm(tmp
         assert (await approvals.wait("x", 20)).status == "expired"
         assert time.monotonic() - began < 6
     assert len(mail.tries) <= 4
+
+
+async def test_an_engine_hours_ahead_of_us_still_closes_when_it_is_due(tmp_path: Path) -> None:
+    """Each pause is over as it begins; the deadline is seen all the same, by the engine's clock."""
+    async with at_work(tmp_path, Mail("puts off"), engine_ahead=timedelta(hours=2)) as approvals:
+        await approvals.open(ASKED | {"due": "PT2S"})
+        assert (await soon(approvals.wait("x", 20))).status == "expired"
+
+
+@pytest.mark.parametrize(
+    ("due", "lives_until"),
+    [("PT1S", 2**53 - 1), ("1960-01-01T00:00:00Z", now_ms() + 3_600_000)],
+    ids=["a root without end", "due before there were clocks"],
+)
+async def test_times_that_no_caller_of_the_api_could_give_end_too(
+    tmp_path: Path, due: str, lives_until: int
+) -> None:
+    """Another program's workflow may give them."""
+    request = {name: value for name, value in ASKED.items() if name != "id"} | {"due": due}
+    async with at_work(tmp_path, Mail("takes")) as approvals:
+        made = Value(data=TaskData(func=APPROVAL, args=(request,)))
+        await approvals.promises.create(
+            "far:1", lives_until, made, {"resonate:target": "poll://any@approvals"}
+        )
+        await soon(approvals.wait("far:1", 20))
+        assert (await approvals.show("far:1")).status == "expired"
 
 
 async def test_a_worker_away_for_longer_than_a_day_sends_the_letter_after_all(tmp_path: Path) -> None:

@@ -7,8 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from service.approvals import Approvals
+from service.decisions import Decisions
 from service.demo import environment, free_ports
+from service.domain import ballot_key
+from service.migrate import migrate
+from tests.durable.test_clocks import Mail, at_work
 from tests.durable.test_kill import service, started
+from tests.engine.live import until
 from tests.journey.house import link_of, reachable
 
 ANN, BOB = "ann@corp.example", "bob@corp.example"
@@ -21,6 +27,14 @@ async def command(env: dict[str, str], folder: Path, *arguments: str) -> tuple[i
     said = re.sub(r"\s+", " ", (out + err).decode())
     assert "Traceback" not in said
     return process.returncode, said
+
+
+async def bounced(approvals: Approvals, name: str, *people: str) -> None:
+    """Have these people's letters come back."""
+    for email in people:
+        await Decisions(approvals).bounced(
+            await approvals.ballot(ballot_key(name, email)), "5.1.1 no such user"
+        )
 
 
 @asynccontextmanager
@@ -77,6 +91,33 @@ async def test_old_letters_decide_on_the_new_engine(tmp_path: Path) -> None:
             receipt = await person.letter("m-reply", kind="receipt")
             # This run's inbox is a fresh one: nobody was asked again.
             assert [mail["Message-ID"] for mail in await person.letters()] == [receipt["Message-ID"]]
+
+
+async def test_each_approver_goes_along_as_they_stand(tmp_path: Path) -> None:
+    """Whom no letter reaches stays out of reach, who decided has decided, and nobody is asked again."""
+    source, target = (f"sqlite:///{tmp_path}/{name}" for name in ("a.db", "b.db"))
+    mail = Mail("takes")
+    async with at_work(tmp_path, mail) as approvals:
+        for name in ("one-bounced", "all-bounced", "decided"):
+            await approvals.open({"id": name, "subject": "Refund", "approvers": [ANN, BOB], "due": "P3D"})
+        await until(lambda: len(mail.tries) == 6)
+        await bounced(approvals, "one-bounced", ANN)
+    async with at_work(tmp_path, mail, works=False) as approvals:
+        await bounced(approvals, "all-bounced", ANN, BOB)
+        ballot = await approvals.ballot(ballot_key("decided", BOB))
+        assert (await Decisions(approvals).cast(ballot, "decline", "link")).counted
+        before = [await approvals.show(name) for name in ("one-bounced", "all-bounced", "decided")]
+    assert (await migrate(source, target, token=None, leave=False)).moved == 3
+    async with at_work(tmp_path, mail, file="b.db", works=False) as approvals:
+        assert [await approvals.show(name) for name in ("one-bounced", "all-bounced", "decided")] == before
+    async with at_work(tmp_path, mail, file="b.db") as approvals:
+        assert (await approvals.wait("all-bounced", 20)).status == "undeliverable"
+        await bounced(approvals, "one-bounced", BOB)
+        assert (await approvals.wait("one-bounced", 20)).status == "undeliverable"
+        while (await approvals.promises.get("decided")).state == "pending":  # noqa: ASYNC110 - as there is none
+            await asyncio.sleep(0.01)
+        assert (await approvals.show("decided")).status == "declined"
+    assert len(mail.tries) == 6
 
 
 async def test_nothing_is_moved_while_something_cannot_be(tmp_path: Path) -> None:
