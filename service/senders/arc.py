@@ -15,7 +15,14 @@ import dkim  # type: ignore[import-untyped] # it ships no types
 from service.senders.keys import Refused
 from service.senders.mail import Field, Mail
 from service.senders.results import MalformedResults, read_results, speaks_for
-from service.senders.signatures import check_scope, checked_tags, library, signer_of
+from service.senders.signatures import (
+    check_scope,
+    checked_tags,
+    covered_by,
+    covered_fields,
+    library,
+    signer_of,
+)
 
 #: Relays in one chain, each with two keys to ask for.
 MAX_SETS: Final = 5
@@ -31,6 +38,8 @@ class Chain:
 
     keys: tuple[tuple[str, bytes], ...]
     detail: str
+    #: What the last relay signed of that which was covered when the first one saw it.
+    covered: frozenset[str]
 
 
 def chain_of(mail: Mail, domain: str, sealers: frozenset[str], now: float) -> Chain | None:
@@ -53,12 +62,17 @@ def chain_of(mail: Mail, domain: str, sealers: frozenset[str], now: float) -> Ch
         check_scope(message)
     _, _, said = sets[1]["arc-authentication-results"].value.partition(b";")
     try:
-        passes, detail = speaks_for(read_results(said), domain)
+        results = read_results(said)
     except MalformedResults as exc:
         raise Refused(f"ARC: the first relay's results are malformed: {exc}") from exc
+    passes, detail = speaks_for(results, domain)
     if not passes:
         raise Refused(f"ARC: by the first relay: {detail}")
-    return Chain(tuple(dict.fromkeys(keys)), f"{detail}, sealed by {signer_of(seal)[0]}")
+    covered, before = covered_fields(mail, message), covered_by(mail, results, domain)
+    if before is not None:
+        # Most relays leave signatures out of theirs: whoever has a copy could add one that covers all.
+        covered = covered & before if "dkim-signature" in covered else frozenset()
+    return Chain(tuple(dict.fromkeys(keys)), f"{detail}, sealed by {signer_of(seal)[0]}", covered)
 
 
 def verify_chain(mail: Mail, keys: dict[str, bytes]) -> None:

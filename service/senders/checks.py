@@ -12,7 +12,7 @@ from service.senders.domains import Policy, aligned, domain_of, policy_names, po
 from service.senders.keys import Refused, key_at
 from service.senders.mail import Mail, MalformedMail, read_mail
 from service.senders.results import MalformedResults, read_results, speaks_for
-from service.senders.signatures import Signature, candidates, verify
+from service.senders.signatures import Signature, candidates, covered_by, verify
 from service.senders.values import Doubted, Trust, Trusted, Unavailable
 
 type Networks = Sequence[IPv4Network | IPv6Network]
@@ -38,7 +38,8 @@ class ByServer:
 
     Only the topmost Authentication-Results is read, since each server adds its own on top
     (RFC 8601 4); whatever a sender wrote is below. The server must remove fields from outside
-    that bear its name (RFC 8601 5), and must add one to every mail that it hands on.
+    that bear its name (RFC 8601 5), and must add one to every mail that it hands on. What a
+    signature that it saw pass leaves out counts only where SPF passed too.
     """
 
     def __init__(self, name: str, peers: Networks) -> None:
@@ -53,18 +54,20 @@ class ByServer:
 
     def _judge(self, raw: bytes, domain: str) -> Trust:
         try:
-            fields = read_mail(raw).all("authentication-results")
+            mail = read_mail(raw)
+            fields = mail.all("authentication-results")
             if not fields:
                 return Doubted("there is no Authentication-Results")
             results = read_results(fields[0].value)
-        except MalformedMail as exc:
+            passes, detail = speaks_for(results, domain)
+            covered = covered_by(mail, results, domain) if passes else None
+        except (MalformedMail, Refused) as exc:
             return Doubted(str(exc))
         except MalformedResults as exc:
             return Doubted(f"the topmost Authentication-Results is malformed: {exc}")
         if results.authserv_id != self._name:
             return Doubted("the topmost Authentication-Results is another server's")
-        passes, detail = speaks_for(results, domain)
-        return Trusted("authserv-id", detail) if passes else Doubted(detail)
+        return Trusted("authserv-id", detail, covered) if passes else Doubted(detail)
 
     def _allowed(self, peer: str) -> bool:
         try:
@@ -157,7 +160,7 @@ class _Claim:
                 return Trusted("dkim", detail, signature.covered)
         chain = self.chain
         if chain and self._tried(partial(self._verify_chain, chain, answers)):
-            return Trusted("arc", chain.detail)
+            return Trusted("arc", chain.detail, chain.covered)
         if self.unavailable:
             return Unavailable(_line(self.unavailable))
         return Doubted(_line(self.reasons))

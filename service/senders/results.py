@@ -28,6 +28,10 @@ _DOMAIN: Final = re.compile(r"@[A-Za-z0-9._-]++")
 _PLAIN: Final = re.compile(r'[^\s;()"\\]*+')
 
 
+#: By method: the properties that tell whom a result is about, the first that there is.
+_SIGNERS: Final = {"dkim": ("header.d", "header.i"), "spf": ("smtp.mailfrom",)}
+
+
 class MalformedResults(Exception):  # noqa: D101 - never leaves this package
     pass
 
@@ -80,13 +84,24 @@ def speaks_for(results: Results, domain: str) -> tuple[bool, str]:
         if _domain_in(first, "header.from") != domain:
             return False, "DMARC passes for another From"
         return True, f"dmarc=pass header.from={domain}"
-    for method, names in (("dkim", ("header.d", "header.i")), ("spf", ("smtp.mailfrom",))):
-        for found in results.of(method):
-            name = next((name for name in names if name in found.properties), names[0])
-            signer = _domain_in(found, name)
-            if found.result == "pass" and signer is not None and aligned(signer, domain):
-                return True, f"{method}=pass {name}={signer}"
+    for method in _SIGNERS:
+        for found in passed(results, method, domain):
+            name, signer = _signer(found)
+            return True, f"{method}=pass {name}={signer}"
     return False, f"neither DMARC, nor DKIM or SPF aligned with {domain}, passes"
+
+
+def passed(results: Results, method: str, domain: str) -> list[Result]:
+    """Return each pass of a method, dkim or spf, that is aligned with `domain`."""
+    passes = [found for found in results.of(method) if found.result == "pass"]
+    return [found for found in passes if (signer := _signer(found)[1]) and aligned(signer, domain)]
+
+
+def _signer(found: Result) -> tuple[str, str | None]:
+    """Return the property that tells whom a result is about, and the domain in it."""
+    names = _SIGNERS[found.method]
+    name = next((name for name in names if name in found.properties), names[0])
+    return name, _domain_in(found, name)
 
 
 def _domain_in(found: Result, name: str) -> str | None:

@@ -9,6 +9,7 @@ import base64
 import logging
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ import dkim  # type: ignore[import-untyped] # it ships no types
 from service.senders.domains import aligned, read_domain
 from service.senders.keys import ALGORITHMS, Refused, tags_of
 from service.senders.mail import Field, Mail
+from service.senders.results import Results, passed
 
 #: Signatures that are tried; mail carries one to three. Each costs a question to DNS.
 MAX_SIGNATURES: Final = 5
@@ -72,14 +74,11 @@ def candidates(mail: Mail, domain: str, now: float) -> tuple[list[Signature], li
 
 def checked_tags(field: Field, now: float) -> dict[bytes, bytes]:
     """Return a signature's tags: what holds for DKIM and ARC alike is checked. Raises Refused."""
-    value = field.value
-    if len(value) > MAX_FIELD or any(len(run) > MAX_BLANKS for run in _BLANKS.findall(value)):
-        raise Refused("a signature is out of bounds")
-    tags = tags_of(value)
+    tags = _bounded_tags(field)
     if tags.get(b"a") not in ALGORITHMS:
         raise Refused("a signature is of an unknown or forbidden algorithm")
     # The library blanks every b= out before it hashes, also one within another tag.
-    if len(_SIGNATURE_TAG.findall(value)) != 1:
+    if len(_SIGNATURE_TAG.findall(field.value)) != 1:
         raise Refused("a signature does not have one b=")
     for tag in (b"t", b"x"):
         if tag in tags and not (tags[tag].isdigit() and len(tags[tag]) <= _MAX_DIGITS):
@@ -87,6 +86,13 @@ def checked_tags(field: Field, now: float) -> dict[bytes, bytes]:
     if b"x" in tags and int(tags[b"x"]) < now - CLOCK_SKEW:
         raise Refused("a signature has expired")
     return tags
+
+
+def _bounded_tags(field: Field) -> dict[bytes, bytes]:
+    value = field.value
+    if len(value) > MAX_FIELD or any(len(run) > MAX_BLANKS for run in _BLANKS.findall(value)):
+        raise Refused("a signature is out of bounds")
+    return tags_of(value)
 
 
 def check_scope(tags: dict[bytes, bytes]) -> None:
@@ -161,6 +167,53 @@ def verify(mail: Mail, signature: Signature, key: bytes) -> None:
         raise Refused(f"{who} is of other header fields, or by another key")
 
 
+def covered_by(mail: Mail, results: Results, domain: str) -> frozenset[str] | None:
+    """Return the fields that are covered by what another server saw pass for `domain`; None for all.
+
+    Where SPF passed the mail came from a server of the domain's own, as it is. Else it may be a
+    copy, of which only what was signed is as it was. A result mostly tells which signature
+    it is about; what could be either of two is covered where both cover it. Raises Refused
+    for a signature that lets anybody write the body, or that programs may read differently.
+    """
+    if passed(results, "spf", domain):
+        return None
+    found = [field for field in mail.all("dkim-signature") if aligned(_signer(field)[0], domain)]
+    told = [result.properties for result in passed(results, "dkim", domain)]
+    if not found and not told:  # DMARC passed, so it was by SPF
+        return None
+    if len(found) > MAX_SIGNATURES:
+        raise Refused("there are too many signatures")
+    covered: frozenset[str] = frozenset()
+    for properties in told or [{}]:
+        sets = [_covered_soundly(mail, field) for field in found if _is_about(properties, field)]
+        covered |= frozenset.intersection(*sets) if sets else frozenset()
+    return covered
+
+
+def _signer(field: Field) -> tuple[str, str]:
+    return signer_of(_bounded_tags(field))
+
+
+def _is_about(properties: Mapping[str, str], field: Field) -> bool:
+    """Tell whether a result with these properties can be about this signature."""
+    signer, name = _signer(field)
+    selector, _, _ = name.partition("._domainkey.")
+    identity = properties.get("header.i", signer).rpartition("@")[2]
+    made = b"".join(_bounded_tags(field).get(b"b", b"").split()).decode("ascii", "replace").lower()
+    return (
+        read_domain(properties.get("header.d", signer)) == signer
+        and f".{identity}".endswith(f".{signer}")
+        and properties.get("header.s", selector) == selector
+        and made.startswith(properties.get("header.b", ""))
+    )
+
+
+def _covered_soundly(mail: Mail, field: Field) -> frozenset[str]:
+    tags = checked_tags(field, 0.0)  # whether it has expired was for the other server to tell
+    check_scope(tags)
+    return covered_fields(mail, tags)
+
+
 def _candidate(mail: Mail, index: int, domain: str, now: float) -> Signature:
     tags = checked_tags(mail.all("dkim-signature")[index], now)
     signer, key_name = signer_of(tags)
@@ -174,10 +227,11 @@ def _candidate(mail: Mail, index: int, domain: str, now: float) -> Signature:
         key_name=key_name,
         algorithm=tags[b"a"],
         same_identity=identity.lower() == signer.encode(),
-        covered=_covered(mail, tags),
+        covered=covered_fields(mail, tags),
     )
 
 
-def _covered(mail: Mail, tags: dict[bytes, bytes]) -> frozenset[str]:
+def covered_fields(mail: Mail, tags: dict[bytes, bytes]) -> frozenset[str]:
+    """Return the fields whose every instance is signed: of several, h= counts from below."""
     signed = Counter(name.strip().lower().decode("ascii", "replace") for name in tags[b"h"].split(b":"))
     return frozenset(name for name, times in signed.items() if times >= len(mail.all(name)))

@@ -12,7 +12,7 @@ class Trusted:
 
     method: Method
     detail: str
-    #: The fields whose every instance is signed, in lower case; None where nothing can be told.
+    #: The fields whose every instance is as its sender wrote it, in lower case; None for all of them.
     covered: frozenset[str] | None = field(default=None, compare=False)
 
 

@@ -175,6 +175,30 @@ async def test_a_quotation_shows_the_letter_where_the_subject_was_changed(tmp_pa
         assert (await person.report("re-14", wait=20))["status"] == "approved"
 
 
+SEEN = "dkim=pass header.d=corp.example; dmarc=pass header.from=corp.example"
+STRAIGHT = f"spf=pass smtp.mailfrom=corp.example; {SEEN}"
+
+
+@pytest.mark.parametrize(
+    ("results", "covered", "decides"),
+    [(SEEN, EXCHANGE, False), (SEEN, (b"from", b"to"), True), (STRAIGHT, EXCHANGE, True)],
+    ids=["anybody could have written To", "To is signed", "it came straight from their server"],
+)
+async def test_the_server_in_front_saw_a_signature_that_does_not_cover_everything(
+    tmp_path: Path, results: str, covered: tuple[bytes, ...], *, decides: bool
+) -> None:
+    """REPLY_TRUST=authserv-id: her "Yes" to somebody else is no answer to whom its To was rewritten."""
+    async with lived(tmp_path, REPLY_TRUST="authserv-id=mx.corp.example") as (_, person):
+        letter = await approval(person, "re-15")
+        raw = signed_by_ann(bare(letter, "Yes", Subject="Re: Lunch?", In_Reply_To=""), covered=covered)
+        raw = f"Authentication-Results: mx.corp.example; {results}\r\n".encode() + raw
+        if decides:
+            assert (await person.deliver(ANN, str(letter["Reply-To"]), raw)).startswith("250")
+            assert (await person.report("re-15", wait=20))["status"] == "approved"
+        else:
+            await asks_to_confirm(person, "re-15", str(letter["Reply-To"]), raw)
+
+
 async def test_a_mail_that_is_attached_does_not_become_the_reply(tmp_path: Path) -> None:
     """Gmail signs no Content-Type: whoever names the attached mail's boundary there is refused."""
     async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
