@@ -43,7 +43,9 @@ def read_reply(raw: bytes, sent: Sent, *, envelope_from: str | None = None) -> R
     message_id = message_id_of(mail.headers)
     claimed = _sender(mail)
     sender = claimed if isinstance(claimed, str) else None
-    if silence := ignored(mail, sent, sender=sender, envelope_from=envelope_from):
+    if silence := ignored(
+        mail, sent, sender=sender, envelope_from=envelope_from, verdict=lambda: _read(mail, sent)[0].verdict
+    ):
         text = _out_of_office_text(mail, sent) if silence.reason is Reason.OUT_OF_OFFICE else ""
         return replace(silence, text=text, message_id=message_id)
     if isinstance(claimed, Exceeded):

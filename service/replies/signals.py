@@ -8,6 +8,7 @@ from email.errors import HeaderParseError
 from email.header import decode_header
 from typing import Final
 
+from service.domain import Choice
 from service.replies.lexicon import fold, lexicon
 from service.replies.mime import Headers, Part, decoded
 from service.replies.values import Bounce, Ignored, Reason, Sent
@@ -38,6 +39,8 @@ _LISTS: Final = ("list-id", "list-post", "mailing-list", "x-mailing-list")
 _ANSWERS: Final = {"reply", "counter", "declinecounter", "refresh"}
 _ACTIONS: Final = {"failed", "delayed", "delivered", "relayed", "expanded"}
 _STATUS: Final = re.compile(r"\s*([245]\.\d{1,3}\.\d{1,3})\b")
+#: The last address of the way goes before the first.
+_RECIPIENTS: Final = ("final-recipient", "original-recipient")
 _SYSTEM: Final = {"mailer-daemon", "postmaster", "mail-daemon", "mailerdaemon"}
 
 
@@ -76,17 +79,24 @@ class _Facts:
         return _keyword(self.mail.headers.first("precedence"))
 
 
-def ignored(mail: Part, sent: Sent, *, sender: str | None, envelope_from: str | None) -> Ignored | None:
+def ignored(
+    mail: Part,
+    sent: Sent,
+    *,
+    sender: str | None,
+    envelope_from: str | None,
+    verdict: Callable[[], Choice | None],
+) -> Ignored | None:
     """Return why `mail` is neither acted on nor answered, or None where a person may have written it.
 
-    `sender` is its one From, or None where that can't be told.
+    `sender` is its one From, or None where that can't be told; `verdict` reads what its text decides.
 
     The first of these that holds:
 
     1. READ_RECEIPT: multipart/report of a disposition notification;
     2. REPORT: any other multipart/report but a delivery status, such as a complaint;
     3. BOUNCE: multipart/report, message/delivery-status, X-Failed-Recipients, a sender
-       called mailer-daemon or postmaster;
+       called mailer-daemon or postmaster, unless it is the approver's address and MAIL FROM is not empty;
     4. OUT_OF_OFFICE: a subject that begins as absent people's mail programs do
        (unless our letter's own subject does), vacation headers;
     5. CHALLENGE: "confirm that you are a person", by header or subject;
@@ -100,11 +110,18 @@ def ignored(mail: Part, sent: Sent, *, sender: str | None, envelope_from: str | 
     X-Auto-Response-Suppress proves nothing: people's own mail carries it too.
     """
     facts = _Facts(mail, sent, envelope_from, sender, subject_of(mail.headers))
-    for reason, holds in _RULES:
-        if (detail := holds(facts)) is not None:
-            bounce = _bounce(facts) if reason is Reason.BOUNCE else None
-            return Ignored(reason=reason, detail=detail, bounce=bounce, sender=facts.sender)
-    return None
+    told = [(reason, detail) for reason, holds in _RULES if (detail := holds(facts)) is not None]
+    if not told:
+        return None
+    reason, detail = told[0]
+    return Ignored(
+        reason=reason,
+        detail=detail,
+        bounce=_bounce(facts) if reason is Reason.BOUNCE else None,
+        sender=facts.sender,
+        # A subject alone may be a person's: "Out of office until Monday, but approve".
+        verdict=verdict() if reason is Reason.OUT_OF_OFFICE and len(told) == 1 else None,
+    )
 
 
 def _read_receipt(facts: _Facts) -> str | None:
@@ -120,7 +137,8 @@ def _bounced(facts: _Facts) -> str | None:
         return "report"
     if name := facts.header("x-failed-recipients"):
         return name
-    return facts.sender if (facts.sender or "").partition("@")[0] in _SYSTEM else None
+    approver = facts.sender in facts.sent.approver and _null_sender(facts) is None
+    return facts.sender if (facts.sender or "").partition("@")[0] in _SYSTEM and not approver else None
 
 
 def _out_of_office(facts: _Facts) -> str | None:
@@ -216,21 +234,34 @@ def _bounce(facts: _Facts) -> Bounce:
     if report is None:
         failed, _, _ = facts.mail.headers.first("x-failed-recipients").partition(",")
         return Bounce(final_recipient=_recipient(failed))
-    fields: dict[str, str] = {}
     text, _ = report.text()
-    for line in re.sub(r"\r?\n[ \t]+", " ", text).splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip().lower(), value.strip())
+    # The first block tells of the report, each further one of a recipient.
+    blocks = [_fields(block) for block in re.split(r"\r?\n[ \t]*(?:\r?\n)+", text)]
+    about = [fields for fields in blocks if {"action", *_RECIPIENTS} & fields.keys()]
+    theirs = [fields for fields in about if _recipient(_named(fields)) in facts.sent.approver]
+    fields = next(iter([*theirs, *about]), {})
     action = _keyword(fields.get("action", ""))
     status = _STATUS.match(fields.get("status", ""))
-    _, _, recipient = (fields.get("final-recipient") or fields.get("original-recipient", "")).rpartition(";")
     return Bounce(
         action=action if action in _ACTIONS else None,
         status=status[1] if status else None,
-        final_recipient=_recipient(recipient),
+        final_recipient=_recipient(_named(fields)),
         diagnostic=fields.get("diagnostic-code", "")[:_MAX_DIAGNOSTIC],
     )
+
+
+def _fields(block: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in re.sub(r"\r?\n[ \t]+", " ", block).splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip().lower(), value.strip())
+    return fields
+
+
+def _named(fields: dict[str, str]) -> str:
+    """Return whom a report is about: where mail was forwarded, the address that it was forwarded to."""
+    return next((fields[name] for name in _RECIPIENTS if fields.get(name)), "").rpartition(";")[2]
 
 
 def _recipient(text: str) -> str | None:

@@ -160,7 +160,8 @@ class Ignored:
     """A machine's mail: silence.
 
     `bounce` is set for BOUNCE alone. `text` holds an out-of-office's own words, clean,
-    at most 4,000 characters. `sender` is the canonical From where there is exactly one.
+    at most 4,000 characters, and `verdict` its decision where nothing but its subject shows
+    that it is one. `sender` is the canonical From where there is exactly one.
     """
 
     reason: Reason
@@ -169,6 +170,7 @@ class Ignored:
     bounce: Bounce | None = None
     sender: str | None = None
     message_id: str | None = None
+    verdict: Choice | None = None
 
 
 #: What `read_reply` answers; a caller's `match` ends in `assert_never`.
