@@ -5,7 +5,7 @@ that says ballot, kind and day. What is asked for here will be sent, crash or no
 """
 
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from resonate.promises import Promises
@@ -20,7 +20,10 @@ type AnswerKind = Literal["receipt", "closed", "clarification", "confirmation"]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One letter in answer: `ballot` is the spelt key, `read` what a clarification quotes."""
+    """One letter in answer: `ballot` is the spelt key, `read` what a clarification quotes.
+
+    `mark` tells the message that it answers from others.
+    """
 
     ballot: str
     kind: AnswerKind
@@ -28,6 +31,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     #: Tells this letter from others of its kind on this ballot, in its Message-ID.
     nth: str
     read: str = ""
+    mark: str = ""
 
 
 class Answers:
@@ -38,13 +42,16 @@ class Answers:
         self._target = target
         self._now = now
 
-    async def ask(self, ballot_key: bytes, kind: AnswerKind, read: str = "") -> None:
-        """Have the letter sent, unless one of its kind was today. Raises EngineAway."""
+    async def ask(self, ballot_key: bytes, kind: AnswerKind, read: str = "", *, mark: str = "") -> bool:
+        """Have the letter sent, unless one of its kind was today; False where that answered another message.
+
+        Raises EngineAway.
+        """
         now, ballot = self._now(), spell(ballot_key)
         day = f"{now:%Y%m%d}"
-        order = Answer(ballot=ballot, kind=kind, at_ms=milliseconds(now), nth=day, read=read)
+        order = Answer(ballot=ballot, kind=kind, at_ms=milliseconds(now), nth=day, read=read, mark=mark)
         async with engine_errors():
-            await start_function(
+            promise = await start_function(
                 self._promises,
                 self._target,
                 f"answer.{ballot}.{kind}.{day}",
@@ -52,3 +59,5 @@ class Answers:
                 msgspec.to_builtins(order),
                 timeout_at=now + ANSWER_LIFE,
             )
+        won: Any = promise.param.data
+        return msgspec.convert(won["args"][0], Answer).mark == mark

@@ -8,11 +8,17 @@ when engine or DNS are away, or time is up    451: the sender's server keeps it 
 from a machine                                250, and silence; an absence or a delay is noted
 that no mail program writes                   554
 from anyone but the approver, or unproven     250, and the approver is asked to confirm
+an absence by its subject, a vote by its text 250, is noted, and the approver is asked to confirm
+from a person, to where bounces go            250, and the approver is asked to confirm
 unclear                                       250, and the approver is asked again
+of the last four, the second on a day         550, which says what to do
 too late                                      250, and a letter that names the real outcome
 seen before                                   250, and silence
 that decides                                  250, and a receipt (sent by the workflow)
 ============================================  ==========================================
+
+A ballot gets one letter of a kind a day, so that no loop lasts. Who writes what would lead to
+a second one learns it from their own mail server, instead of waiting for an answer.
 
 The listener has a loop of its own, since parsing mail can hold a loop for long;
 promises are asked for in the loop where the engine lives.
@@ -35,7 +41,7 @@ from service.domain import Ballot, Vote
 from service.errors import ApprovalsError, EngineAway
 from service.journal import Journal
 from service.letters import Letters
-from service.replies import Ignored, Reading, Reason, Reply, Sent, Unverified, read_reply
+from service.replies import Bounce, Ignored, Reason, Reply, Sent, Unverified, read_reply
 from service.senders import Doubted, Trust, Trusted, Unavailable
 from service.tokens import AddressKind, Tokens, spell
 
@@ -51,6 +57,10 @@ DONE = "250 2.0.0 Done"
 RECORDED = "250 2.0.0 Recorded"
 LATER = "451 4.3.0 This message can't be read now, try again"
 UNREADABLE = "554 5.6.0 This message can't be read as a reply"
+UNCLEAR = (
+    "550 5.7.1 Nothing is decided: write approve or decline in the first line, or use the link in the letter"
+)
+UNPROVEN = "550 5.7.1 Nothing is decided: this reply can't be verified, use the link in the letter"
 
 
 class Senders(Protocol):
@@ -138,30 +148,39 @@ class Mailbox:
             log.warning("approval %s: a message could not be read in time", ballot.ask.approval_id)
             return LATER
         log.debug("a message for %s: %s", ballot.ask.approval_id, type(reading).__name__)
-        if kind == "bounce":
-            return await self._bounced(ballot, reading)
         match reading:
             case Ignored():
-                log.info("approval %s: mail ignored: %s", ballot.ask.approval_id, reading.reason)
-                if reading.reason is Reason.OUT_OF_OFFICE:
-                    await self._with_engine(
-                        self._journal.note(ballot, "out-of-office", reading.text, reading.sender)
-                    )
-                return DONE
+                return await self._heard(ballot, kind, reading, raw)
             case Unverified():
                 if reading.refusable:
                     return UNREADABLE
-                mark = _mark(raw, reading.message_id, reading.doubt)
-                return await self._once(ballot, mark, partial(self._doubted, ballot, reading.doubt))
+                return await self._unproven(ballot, raw, reading.message_id, reading.doubt)
             case Reply():
+                if kind == "bounce":
+                    return await self._unproven(
+                        ballot, raw, reading.message_id, "it went to where bounces go"
+                    )
                 return await self._replied(ballot, reading, raw, peer)
             case _:
                 assert_never(reading)
 
+    async def _heard(self, ballot: Ballot, kind: AddressKind, heard: Ignored, raw: bytes) -> str:
+        """Keep what a machine told; RFC 3834 sends absences to where bounces go, people's rules do not."""
+        log.info("approval %s: mail ignored: %s", ballot.ask.approval_id, heard.reason)
+        if heard.reason is Reason.OUT_OF_OFFICE:
+            note = self._journal.note(ballot, "out-of-office", heard.text, heard.sender)
+            await self._with_engine(note)
+        if heard.verdict:
+            return await self._unproven(
+                ballot, raw, heard.message_id, "its subject says that they are absent"
+            )
+        if kind == "bounce" and heard.bounce:
+            await self._bounced(ballot, heard.bounce, heard.sender)
+        return DONE
+
     async def _replied(self, ballot: Ballot, reply: Reply, raw: bytes, peer: str) -> str:
         said = f"{reply.sender}\0{reply.verdict}\0{reply.read}\0{reply.comment}"
-        approver = ballot.approver.email
-        if reply.sender not in {approver, *self._aliases.get(approver, ())}:
+        if reply.sender not in self._addresses(ballot):
             trust: Trust = Doubted("not from the approver")
         else:
             trust = await self._senders.check(raw, reply.sender, peer)
@@ -180,25 +199,30 @@ class Mailbox:
         mark = _mark(raw, reply.message_id, f"{type(trust).__name__}\0{said}")
         return await self._once(ballot, mark, work)
 
-    async def _once(self, ballot: Ballot, mark: str, work: Callable[[], Awaitable[str]]) -> str:
+    async def _unproven(self, ballot: Ballot, raw: bytes, message_id: str | None, doubt: str) -> str:
+        mark = _mark(raw, message_id, doubt)
+        return await self._once(ballot, mark, partial(self._doubted, ballot, doubt))
+
+    async def _once(self, ballot: Ballot, mark: str, work: Callable[[str], Awaitable[str]]) -> str:
         """Do `work` unless this message was acted on before: relays and pollers deliver twice.
 
         The mark is made last: a message that was cut off half-way is acted on again, and
-        whatever it does twice is the same vote and the same letter.
+        whatever it does twice is the same vote and the same letter. What is refused leaves none.
         """
         if await self._with_engine(self._journal.knows(ballot, mark)):
             log.info("approval %s: a message came again", ballot.ask.approval_id)
             return DONE
-        answer = await work()
-        await self._with_engine(self._journal.mark(ballot, mark))
+        answer = await work(mark)
+        if answer.startswith("2"):
+            await self._with_engine(self._journal.mark(ballot, mark))
         return answer
 
-    async def _authentic(self, ballot: Ballot, reply: Reply, trust: Trusted) -> str:
+    async def _authentic(self, ballot: Ballot, reply: Reply, trust: Trusted, mark: str) -> str:
         approval_id, message_id = ballot.ask.approval_id, reply.message_id or ""
         if reply.verdict is None and ballot.end is None:
             log.info("approval %s: reply unclear: %s", approval_id, reply.why)
-            await self._with_engine(self._answers.ask(ballot.key, "clarification", reply.read))
-            return DONE
+            asked = self._answers.ask(ballot.key, "clarification", reply.read, mark=mark)
+            return DONE if await self._with_engine(asked) else UNCLEAR
         if reply.verdict is not None:
             evidence = {"from": reply.sender, "message_id": message_id, "trust": trust.method}
             if reply.sender != ballot.approver.email:
@@ -214,22 +238,25 @@ class Mailbox:
         await self._with_engine(self._answers.ask(ballot.key, "closed"))
         return DONE
 
-    async def _doubted(self, ballot: Ballot, doubt: str) -> str:
+    async def _doubted(self, ballot: Ballot, doubt: str, mark: str) -> str:
         log.info("approval %s: reply not relied on: %s", ballot.ask.approval_id, doubt)
         kind: AnswerKind = "confirmation" if ballot.end is None else "closed"
-        await self._with_engine(self._answers.ask(ballot.key, kind))
-        return DONE
+        asked = await self._with_engine(self._answers.ask(ballot.key, kind, mark=mark))
+        return DONE if asked or kind == "closed" else UNPROVEN
 
-    async def _bounced(self, ballot: Ballot, reading: Reading) -> str:
-        if isinstance(reading, Ignored) and reading.reason is Reason.BOUNCE and reading.bounce:
-            bounce = reading.bounce
-            if bounce.action == "failed":
-                detail = f"{bounce.status or ''} {bounce.diagnostic}".strip()[:500]
-                await self._with_engine(self._decisions.bounced(ballot, detail))
-            elif bounce.action == "delayed":
-                detail = f"{bounce.status or ''} {bounce.diagnostic}".strip()[:500]
-                await self._with_engine(self._journal.note(ballot, "delayed", detail, reading.sender))
-        return DONE
+    async def _bounced(self, ballot: Ballot, bounce: Bounce, sender: str | None) -> None:
+        detail = f"{bounce.status or ''} {bounce.diagnostic}".strip()
+        ours = bounce.final_recipient is None or bounce.final_recipient in self._addresses(ballot)
+        if bounce.action == "failed" and ours:
+            await self._with_engine(self._decisions.bounced(ballot, detail[:500]))
+        elif bounce.action in {"failed", "delayed"}:
+            # A dead forward of theirs is not they: their own copy may have come.
+            told = detail if ours else f"a forward to {bounce.final_recipient} {bounce.action}: {detail}"
+            await self._with_engine(self._journal.note(ballot, "delayed", told[:500], sender))
+
+    def _addresses(self, ballot: Ballot) -> frozenset[str]:
+        email = ballot.approver.email
+        return self._aliases.get(email, frozenset()) | {email}
 
     def _sent(self, ballot: Ballot) -> Sent:
         caps = self._tokens.capabilities(ballot)
@@ -241,6 +268,7 @@ class Mailbox:
             thread=spell(ballot.key),
             link=caps.link,
             made=ballot.ask.created_at,
+            approver=self._addresses(ballot),
         )
 
     async def _with_engine[T](self, work: Coroutine[Any, Any, T]) -> T:

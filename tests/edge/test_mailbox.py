@@ -4,7 +4,7 @@ import asyncio
 import email
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from email.message import EmailMessage
@@ -24,6 +24,8 @@ from service.app import Running, running
 from service.approvals import utc_now
 from service.demo import environment, free_ports
 from service.domain import Vote, ballot_key
+from service.errors import EngineAway
+from service.journal import Journal
 from service.smtpd import Listener
 from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann, zone
 from tests.journey.house import Person, eventually, settings_of, text_of
@@ -294,25 +296,71 @@ async def test_a_forged_copy_does_not_keep_the_real_reply_out(live: Live) -> Non
         assert (await person.report("m-3", wait=20))["status"] == "approved"
 
 
-async def test_a_ballot_gets_one_letter_of_a_kind_a_day(live: Live) -> None:
-    """However many unclear or doubtful messages come, each asks back once."""
+async def test_a_ballot_gets_one_letter_of_a_kind_a_day_and_what_else_comes_is_refused(live: Live) -> None:
+    """However many unclear or doubtful messages come, each asks back once, and the others are refused."""
     async with live() as (_, person):
         letter = await approval(person, "m-4")
         to = str(letter["Reply-To"])
         for number in range(5):
             mid = f"<{number}@corp.example>"
-            await person.deliver(ANN, to, reply_to(letter, f"why {number}?", message_id=mid))
+            unclear = reply_to(letter, f"why {number}?", message_id=mid)
             eve = reply_to(letter, "approve", sender="eve@evil.example", message_id=mid)
-            await person.deliver("eve@evil.example", to, eve)
+            answers = [
+                await person.deliver(ANN, to, unclear),
+                await person.deliver("eve@evil.example", to, eve),
+                await person.deliver(ANN, to, unclear),  # its 250 was lost
+            ]
+            if number == 0:
+                assert {answer[:3] for answer in answers} == {"250"}
+            else:
+                assert answers == [mailbox_module.UNCLEAR, mailbox_module.UNPROVEN, mailbox_module.UNCLEAR]
+        assert (await person.report("m-4"))["status"] == "pending"
         await person.letter("m-4", kind="clarification")
         await person.letter("m-4", kind="confirmation")
         assert await kinds(person, "m-4") == ["clarification", "confirmation", "request"]
 
 
+async def test_a_letter_that_a_forger_had_sent_does_not_swallow_the_real_reply(live: Live) -> None:
+    """An honest mail that proves nothing is refused then, and one that decides decides."""
+    async with live(REPLY_TRUST="verify") as (_, person):
+        letter = await approval(person, "m-6")
+        to = str(letter["Reply-To"])
+        forged = reply_to(letter, "decline", message_id="<0@evil.example>")
+        assert (await person.deliver("eve@evil.example", to, forged)).startswith("250")
+        assert await person.deliver(ANN, to, reply_to(letter, "approve")) == mailbox_module.UNPROVEN
+        assert (await person.report("m-6"))["status"] == "pending"
+        assert (await person.deliver(ANN, to, signed_by_ann(reply_to(letter, "approve")))).startswith("250")
+        assert (await person.report("m-6", wait=20))["status"] == "approved"
+        for number in range(3):  # too late is told once a day, and taken always
+            late = reply_to(letter, "decline", message_id=f"<{number}@corp.example>")
+            assert (await person.deliver(ANN, to, signed_by_ann(late))).startswith("250")
+            assert (await person.deliver(ANN, to, late)).startswith("250")
+
+
+async def test_a_message_that_was_cut_off_before_it_was_marked_is_taken_again(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its letter is asked for already, by itself: the answer is as it would have been."""
+    async with live() as (_, person):
+        letter = await approval(person, "m-7")
+        to, unclear = str(letter["Reply-To"]), reply_to(letter, "perhaps")
+
+        async def away(*_: object) -> None:
+            raise EngineAway("away")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "mark", away)
+            assert (await person.deliver(ANN, to, unclear)).startswith("451")
+        for _ in range(2):
+            assert (await person.deliver(ANN, to, unclear)).startswith("250")
+        await person.letter("m-7", kind="clarification")
+        assert await kinds(person, "m-7") == ["clarification", "request"]
+
+
 async def test_the_next_day_an_unclear_reply_is_answered_again(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The day is the clock's, in UTC: just before midnight a second one is silence, after it a letter."""
+    """The day is the clock's, in UTC: just before midnight a second one is refused, after it a letter."""
     midnight = utc_now().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     clock = [midnight]
     monkeypatch.setattr(app_module, "Answers", partial(Answers, now=lambda: clock[0]))
@@ -352,7 +400,9 @@ class Absent:
         note.set_content("I will read this when I am back.")
         host, port = self.mailbox
         async with aiosmtplib.SMTP(hostname=host, port=port, start_tls=False) as smtp:
-            await smtp.sendmail(ANN, [str(note["To"])], note.as_bytes())
+            # Its own server tells it of a refusal, and it does not answer its own server.
+            with suppress(aiosmtplib.SMTPDataError):
+                await smtp.sendmail(ANN, [str(note["To"])], note.as_bytes())
         return "250 OK"
 
 
@@ -360,7 +410,7 @@ class Absent:
 async def test_a_loop_with_an_autoresponder_ends_at_once(
     tmp_path: Path, *, polite: bool, letters: int
 ) -> None:
-    """One that says so gets no answer; one that hides it gets one, and its answer to that gets none."""
+    """One that says so gets no answer; one that hides it gets one, and its answer to that is refused."""
     [mailbox] = free_ports(1)
     absent = Absent(polite, ("127.0.0.1", mailbox))
     server = Listener(absent, setting="TEST", host="127.0.0.1", port=0)

@@ -115,3 +115,115 @@ async def test_the_workflow_learns_who_was_away(tmp_path: Path) -> None:
             ["delayed", "out-of-office"],
         )
         assert (bob["status"], "notes" in bob) == ("decided", False)
+
+
+async def notes(person: Person, approval_id: str) -> list[tuple[str, str]]:
+    """Return what is told of the one approver of a pending approval."""
+    report = await person.report(approval_id)
+    assert report["status"] == "pending"
+    return [(note["kind"], note["text"]) for note in report["approvers"][0].get("notes", [])]
+
+
+async def kinds(person: Person, approval_id: str) -> set[str]:
+    """Return the kinds of letters about an approval."""
+    return {str(mail["Message-ID"]).split(".")[1].split("@")[0] for mail in await person.letters(approval_id)}
+
+
+@pytest.mark.parametrize("envelope", ["", ANN], ids=["as RFC 3834 has it", "as people's rules do"])
+async def test_an_absence_that_goes_to_where_bounces_go_is_kept(tmp_path: Path, envelope: str) -> None:
+    """RFC 3834 sends it to the envelope sender, which is not the reply address."""
+    async with lived(tmp_path) as (_, person):
+        letter = await approval(person, "si-3")
+        away = reply_to(letter, "Back on Monday.").replace(b"Subject: Re:", b"Subject: Auto:")
+        away = b"Auto-Submitted: auto-replied (vacation)\r\n" + away
+        assert (await person.deliver(envelope, await bounce_address(person), away)).startswith("250")
+        assert await notes(person, "si-3") == [("out-of-office", "Back on Monday.")]
+        assert await kinds(person, "si-3") == {"request"}
+
+
+@pytest.mark.parametrize("spoilt", [False, True], ids=["a reply", "of no known sender"])
+async def test_a_person_who_writes_to_where_bounces_go_is_asked_to_confirm(
+    tmp_path: Path, *, spoilt: bool
+) -> None:
+    """Some programs answer to the envelope sender; it decides nothing, and is not lost."""
+    async with lived(tmp_path) as (_, person):
+        letter = await approval(person, "si-4")
+        raw = reply_to(letter, "approve")
+        raw = raw.replace(b"From: ann@", b"From: ann@corp.example, bob@") if spoilt else raw
+        assert (await person.deliver(ANN, await bounce_address(person), raw)).startswith("250")
+        await person.letter("si-4", kind="confirmation")
+        assert await notes(person, "si-4") == []
+
+
+@pytest.mark.parametrize("proof", ["", "Auto-Submitted: auto-replied\r\n", "null sender"])
+async def test_a_subject_alone_does_not_make_a_decision_an_absence(tmp_path: Path, proof: str) -> None:
+    """It is kept as one, and the approver is asked to confirm, unless something else shows a machine."""
+    async with lived(tmp_path) as (_, person):
+        letter = await approval(person, "si-5")
+        raw = reply_to(letter, "approve")
+        raw = raw.replace(b"Subject: Re: Refund si-5", b"Subject: Out of office until Monday, but approve")
+        raw = (proof.encode() if ":" in proof else b"") + raw
+        assert (await person.deliver("" if proof == "null sender" else ANN, str(letter["Reply-To"]), raw))[
+            :3
+        ] == "250"
+        if not proof:
+            await person.letter("si-5", kind="confirmation")
+        [(kind, _)] = await notes(person, "si-5")
+        assert kind == "out-of-office"
+        assert await kinds(person, "si-5") == ({"request"} if proof else {"request", "confirmation"})
+
+
+@pytest.mark.parametrize("who", ["postmaster@corp.example", "Mailer-Daemon@corp.example"])
+async def test_an_approver_may_be_called_postmaster(tmp_path: Path, who: str) -> None:
+    """Their reply decides where it has an envelope sender; a machine's of that name has none."""
+    async with lived(tmp_path, REPLY_TRUST="verify") as (_, person):
+        assert (await person.ask("si-6", who)).status_code == 201
+        letter = await person.letter("si-6")
+        to = str(letter["Reply-To"])
+        raw = signed_by_ann(reply_to(letter, "approve", sender=who))
+        assert (await person.deliver("", to, raw)).startswith("250")
+        other = reply_to(letter, "approve", sender="postmaster@mx.example", message_id="<2@mx.example>")
+        assert (await person.deliver("postmaster@mx.example", to, other)).startswith("250")
+        assert (await notes(person, "si-6"), await kinds(person, "si-6")) == ([], {"request"})
+        assert (await person.deliver(who, to, raw)).startswith("250")
+        assert (await person.report("si-6", wait=20))["status"] == "approved"
+
+
+FAILED = DELAYED.replace(b"Action: delayed\r\nStatus: 4.2.2", b"Action: failed\r\nStatus: 5.1.1")
+FINAL = b"Final-Recipient: rfc822; ann@corp.example\r\n"
+FORWARD = b"Final-Recipient: rfc822; ann@home.example\r\n"
+ORIGINAL = b"Original-Recipient: rfc822;"
+
+
+@pytest.mark.parametrize(
+    ("named", "ends"),
+    [
+        (FINAL, True),
+        (FINAL.replace(b"ann@", b"Ann.Lee@"), True),
+        (FORWARD, False),
+        (ORIGINAL + b"ann@corp.example\r\n" + FORWARD, False),
+        (ORIGINAL + b"x@home.example\r\n" + FINAL, True),
+        (ORIGINAL + b"ann@corp.example\r\n", True),
+        (ORIGINAL + b"ann@home.example\r\n", False),
+        (b"", True),
+        (FORWARD + b"Action: failed\r\n\r\n" + FINAL, True),
+    ],
+    ids=[
+        *("theirs", "an alias", "a forward", "a forward of theirs", "theirs at last", "theirs alone"),
+        *("another's alone", "nobody", "theirs among others"),
+    ],
+)
+async def test_a_bounce_ends_the_ballot_only_of_whom_it_names(
+    tmp_path: Path, named: bytes, *, ends: bool
+) -> None:
+    """A dead forward of ann's is not ann, whose own copy may have come; it is kept like a delay."""
+    async with lived(tmp_path, REPLY_ALIASES=f"{ANN}={ALIAS}") as (_, person):
+        await approval(person, "si-7")
+        raw = FAILED.replace(FINAL, named)
+        assert (await person.deliver("", await bounce_address(person), raw)).startswith("250")
+        if ends:
+            assert (await person.report("si-7", wait=20))["status"] == "undeliverable"
+            return
+        [(kind, text)] = await notes(person, "si-7")
+        assert kind == "delayed"
+        assert text == "a forward to ann@home.example failed: 5.1.1 smtp; mailbox full"
