@@ -143,7 +143,9 @@ def receive(
         str, typer.Argument(envvar="ORIGINAL_RECIPIENT", help="The address that the message came to.")
     ] = "",
     *,
-    sender: Annotated[str, typer.Option("-f", envvar="SENDER", help="The envelope sender.")] = "",
+    sender: Annotated[
+        str | None, typer.Option("-f", envvar="SENDER", help="The envelope sender; default: its Return-Path.")
+    ] = None,
     mailbox: Annotated[
         str | None, typer.Option(help="Where the mailbox listens; default: APPROVALS_MAILBOX.")
     ] = None,
@@ -156,6 +158,8 @@ def receive(
         raise SystemExit(os.EX_CONFIG) from exc
     from service.receive import hand_in
 
+    if sender is None:
+        sender = os.environ.get("SENDER")  # empty is the null sender, and no option takes that from there
     handed = hand_in(where, sender, recipient, sys.stdin.buffer)
     if handed.problem:
         typer.echo(f"approvals: {handed.problem}", err=True)

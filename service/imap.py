@@ -8,7 +8,8 @@ the mailbox answers             the message is
 ==============================  ====================================================
 250                             marked seen and `DONE`, and moved where ``?move=`` says
 4xx: engine or DNS are away     left unseen, and tried again
-5xx, or it is not for us        left unseen for people to see, marked `LEFT`
+5xx, or it is not for us        left unseen for people to see, marked `LEFT`; a 5xx is a warning,
+                                since its sender hears of nothing
 ==============================  ====================================================
 
 IDLE tells of new mail at once; a connection that is lost is made again, later and later.
@@ -31,6 +32,7 @@ from aioimaplib import (  # type: ignore[import-untyped] # it ships no types
 
 from service.endpoints import ImapAccount
 from service.errors import AddressInvalid
+from service.receive import return_path
 from service.smtpd import DATA_SIZE_LIMIT
 from service.tokens import Tokens
 
@@ -122,14 +124,13 @@ class Poller:
         """Hand one message in and mark it; False where it is put off."""
         raw = await _message(client, uid)
         address = None if raw is None else self._address(raw)
-        answer = (
-            "" if raw is None or address is None else await self._receive(address, raw, _return_path(raw))
-        )
+        answer = "" if raw is None or address is None else await self._receive(address, raw, return_path(raw))
         if answer.startswith("4"):
             return False
         if not answer.startswith("2"):
             _checked(await client.uid("store", uid, "+FLAGS.SILENT", f"({LEFT})"))
-            log.info("IMAP: message %s is left: %s", uid, answer or "it is not for us")
+            level = logging.WARNING if answer else logging.INFO
+            log.log(level, "IMAP: message %s is left: %s", uid, answer or "it is not for us")
             return True
         _checked(await client.uid("store", uid, "+FLAGS.SILENT", rf"(\Seen {DONE})"))
         if self._account.move_to:
@@ -185,17 +186,11 @@ def _checked(response: Response) -> Response:
 
 
 def _fields(raw: bytes) -> dict[str, list[str]]:
-    """Return the fields that may hold our address or the Return-Path, unfolded, in lower case."""
+    """Return the fields that may hold our address, unfolded, in lower case."""
     head = re.split(rb"\r?\n\r?\n", raw[:_MAX_HEADER], maxsplit=1)[0].decode("latin-1").lower()
     found: dict[str, list[str]] = {}
     for line in re.sub(r"\r?\n[ \t]+", " ", head).splitlines():
         name, colon, value = line.partition(":")
-        if colon and name.strip() in {*_FIELDS, "return-path"}:
+        if colon and name.strip() in _FIELDS:
             found.setdefault(name.strip(), []).append(value.strip())
     return found
-
-
-def _return_path(raw: bytes) -> str | None:
-    """Return the envelope sender as the last server wrote it down; None where it did not."""
-    paths = _fields(raw).get("return-path")
-    return paths[0].strip("<> ") if paths else None

@@ -7,7 +7,7 @@ What it says is an exit code of sysexits.h, which every mail server knows:
 =====  ===========  ===================================================
 0      EX_OK        taken: what it decided is durable
 64     EX_USAGE     no recipient was given
-65     EX_DATAERR   the message can't be read, or is too big
+65     EX_DATAERR   refused: it can't be read, is too big, or was asked back before
 67     EX_NOUSER    no such address
 75     EX_TEMPFAIL  mailbox, engine or DNS are away: keep it, try again
 =====  ===========  ===================================================
@@ -27,6 +27,11 @@ from service.smtpd import DATA_SIZE_LIMIT
 TIMEOUT = 60.0
 #: How mail servers name the null sender to programs.
 _NULL = {"", "<>", "MAILER-DAEMON"}
+#: Stands for a sender that is not known or can't be written; the mailbox asks only whether there is one.
+_SOMEBODY = "unknown@localhost"
+_PLAIN = re.compile(r"[!-~]+")
+_MAX_HEADER = 64 * 1024
+_RETURN_PATH = re.compile(rb"(?im)^return-path[ \t]*:(?:[ \t]|\r?\n[ \t])*<?([^>\s]*)")
 _PERMANENT = 500
 
 
@@ -38,18 +43,30 @@ class Handed:
     problem: str = ""
 
 
-def hand_in(where: MailEndpoint, sender: str, recipient: str, message: BinaryIO) -> Handed:
-    """Give the message to the mailbox at `where`; whatever can't be told is 75, so nothing is lost."""
+def hand_in(where: MailEndpoint, sender: str | None, recipient: str, message: BinaryIO) -> Handed:
+    """Give the message to the mailbox at `where`; whatever can't be told is 75, so nothing is lost.
+
+    Where `sender` is None the message's Return-Path tells it; without one it is unknown, which
+    is not the null sender: that one's mail is a machine's.
+    """
     if not recipient:
         return Handed(os.EX_USAGE, "no recipient; give it as an argument or in ORIGINAL_RECIPIENT")
-    if not recipient.isascii():
+    if not _PLAIN.fullmatch(recipient):
         return Handed(os.EX_NOUSER, "no such address")
     raw = message.read(DATA_SIZE_LIMIT + 1)
     if len(raw) > DATA_SIZE_LIMIT:
         return Handed(os.EX_DATAERR, "the message is too big")
     raw = re.sub(rb"\r?\n", b"\r\n", raw)
-    mail_from = "" if sender in _NULL or not sender.isascii() else sender
+    sender = return_path(raw) if sender is None else sender
+    mail_from = "" if sender in _NULL else sender if sender and _PLAIN.fullmatch(sender) else _SOMEBODY
     return _delivered(where, mail_from, recipient, raw)
+
+
+def return_path(raw: bytes) -> str | None:
+    """Return the envelope sender as the last server wrote it down; None where it did not."""
+    head = re.split(rb"\r?\n\r?\n", raw[:_MAX_HEADER], maxsplit=1)[0]
+    found = _RETURN_PATH.search(head)
+    return found[1].decode("utf-8", "replace") if found else None
 
 
 def _delivered(where: MailEndpoint, mail_from: str, recipient: str, raw: bytes) -> Handed:

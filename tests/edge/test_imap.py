@@ -104,6 +104,22 @@ async def test_other_mail_is_left_unseen_for_people(line: Wire, tmp_path: Path) 
         assert (await person.report("i-3"))["status"] == "pending"
 
 
+async def test_what_was_asked_back_today_is_left_for_people_and_told(
+    line: Wire, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody tells its sender, so that whoever runs the service is warned; it is not deleted."""
+    async with lived(tmp_path, IMAP=url(line)) as (_, person):
+        letter = await approval(person, "i-10")
+        await asyncio.to_thread(arrives, line.target, letter, "why?")
+        await seen(line, "ApprovalsDone")
+        await asyncio.to_thread(arrives, line.target, letter, "why not?")
+        await seen(line, "ApprovalsLeft")
+        [one, other] = await asyncio.to_thread(flags, line)
+        assert ("ApprovalsDone" in one, "\\Seen" in other) == (True, False)
+        [record] = [record for record in caplog.records if "is left" in record.getMessage()]
+        assert (record.levelname, mailbox_module.UNCLEAR in record.getMessage()) == ("WARNING", True)
+
+
 async def test_the_address_that_the_server_wrote_goes_first(line: Wire, tmp_path: Path) -> None:
     """Delivered-To is what counts where To was rewritten."""
     async with lived(tmp_path, IMAP=url(line)) as (_, person):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.demo import free_ports
+from service.mailbox import UNCLEAR
 from tests.edge.mail_house import ANN, approval, lived, reply_to
 from tests.journey.house import Person
 
@@ -64,6 +65,51 @@ async def test_the_null_sender_by_any_name_is_a_machine(tmp_path: Path, sender: 
         done = await piped(reply_to(letter, "approve"), at(person), "-f", sender, str(letter["Reply-To"]))
         assert done == (os.EX_OK, "")
         assert (await person.report("q-3"))["status"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("top", "env", "decides"),
+    [
+        (b"", {}, True),
+        (b"Return-Path: <ann@corp.example>\r\n", {}, True),
+        (b"Received: by x\r\n\tfor y\r\nRETURN-PATH:\r\n <ann@corp.example>\r\n", {}, True),
+        (b"Return-Path: <>\r\n", {}, False),
+        (b"Return-Path:\r\n", {}, False),
+        (b"Return-Path: <>\r\n", {"SENDER": ANN}, True),
+        (b"", {"SENDER": ""}, False),
+        (b"", {"SENDER": "ann@b\u00fccher.example"}, True),
+        (b"", {"SENDER": "\u00e4nn@corp.example"}, True),
+        (b"", {"SENDER": "a b"}, True),
+    ],
+    ids=[
+        *("unknown", "Return-Path", "folded", "null there", "empty there", "null there, but given"),
+        *("null by the server", "a domain in letters", "a name in letters", "no address"),
+    ],
+)
+async def test_a_sender_that_is_not_known_is_not_the_null_one(
+    tmp_path: Path, top: bytes, env: dict[str, str], *, decides: bool
+) -> None:
+    """Nothing of a person's reply is lost for want of its envelope sender, or for how that is written."""
+    async with lived(tmp_path) as (_, person):
+        letter = await approval(person, "q-5")
+        raw = top + reply_to(letter, "approve")
+        assert await piped(raw, at(person), str(letter["Reply-To"]), **env) == (os.EX_OK, "")
+        if decides:
+            assert (await person.report("q-5", wait=20))["status"] == "approved"
+        else:
+            assert (await person.report("q-5"))["status"] == "pending"
+
+
+async def test_what_was_asked_back_today_is_refused_with_the_line_that_says_why(tmp_path: Path) -> None:
+    """The mail server bounces it to its sender, who would wait for an answer in vain."""
+    async with lived(tmp_path) as (_, person):
+        letter = await approval(person, "q-6")
+        said = []
+        for number in range(2):
+            raw = reply_to(letter, f"why {number}?", message_id=f"<{number}@corp.example>")
+            said.append(await piped(raw, at(person), "-f", ANN, str(letter["Reply-To"])))
+        assert said[0] == (os.EX_OK, "")
+        assert (said[1][0], UNCLEAR.partition(" ")[2] in said[1][1]) == (os.EX_DATAERR, True)
 
 
 async def test_refusals_are_told_by_their_codes(tmp_path: Path) -> None:
