@@ -7,6 +7,7 @@ patterns, no look back). A tag that never ends swallows the rest, as in browsers
 
 import html
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Final
@@ -24,8 +25,11 @@ UNREAD: Final = "\0unread"
 
 #: Characters of HTML read once comments, styles and scripts are gone.
 MAX_MARKUP: Final = 64 * 1024
+#: How many times as long it may be with them.
+_STYLED: Final = 8
 
-_COMMENT: Final = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+#: "<!-->" is one already, and "--!>" ends one: what follows is shown.
+_COMMENT: Final = re.compile(r"<!--(?:-?>|.*?(?:--!?>|\Z))", re.DOTALL)
 _UNREAD: Final = re.compile(r"<(style|script|title)\b.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 _TAG: Final = re.compile(
     r"""<(/?)([a-zA-Z][^\s/>]*+)((?:[^>=]++|=\s*+(?:"[^"]*+"|'[^']*+')|=)*+)>""",
@@ -34,7 +38,7 @@ _TAG: Final = re.compile(
 _BOGUS: Final = re.compile(r"<[!?]|</[^a-zA-Z]")
 _UNENDING: Final = re.compile(r"</?[a-zA-Z]")
 _ATTRIBUTE: Final = re.compile(
-    r"""(?:^|[\s"'/])(id|class|style|name|alt)\s*=\s*("[^"]*"|'[^']*'|[^\s>]*)""", re.IGNORECASE
+    r"""(?:^|[\s"'/])(id|class|style|name|alt|type|cite)\s*=\s*("[^"]*"|'[^']*'|[^\s>]*)""", re.IGNORECASE
 )
 
 _VOID: Final = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}
@@ -44,11 +48,13 @@ _BLOCK: Final = {
     "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "li", "main", "ol", "p",
     "pre", "section", "table", "tbody", "tr", "ul",
 }  # fmt: skip
+#: Below which their reader sees a blank line.
+_APART: Final = {"p", "table", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6"}
 _SPACED: Final = {"td", "th", "button", "option"}
 _BY_NAME: Final = {
-    "blockquote": "quote",
-    **dict.fromkeys(("head", "template", "select", "textarea", "noscript", "object", "svg"), "hide"),
-    **dict.fromkeys(("s", "strike", "del", "iframe"), "strike"),
+    **dict.fromkeys(("s", "strike", "del"), "strike"),
+    # What is in these is shown by some programs and not by others.
+    **dict.fromkeys(("iframe", "noscript", "object", "select", "svg", "template", "textarea"), "strike"),
     "pre": "verbatim",
 }
 
@@ -60,8 +66,11 @@ _STRIKING: Final = re.compile(
     r"line-through|opacity\s*:\s*(?:0?\.)?0++(?![.\d])|color\s*:\s*transparent|font-size\s*:\s*[01]p[xt]"
     r"|(?<![\w-])(?:max-)?(?:height|width)\s*:\s*0(?![.\d])|(?:left|top|indent)\s*:\s*-\d{3}"
 )
-_CSS_COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
+_CSS_COMMENT: Final = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _QUOTED_VALUE: Final = re.compile(r""""[^"]*"|'[^']*'""")
+#: How the button that moves text to the right writes its ``<blockquote>``; a quotation has a border.
+_INDENTING: Final = re.compile(r"margin|border")
+_BORDER: Final = re.compile(r"border(?:-left)?\s*+:\s*+(?!none|0)")
 #: The rule that Outlook for Windows draws above From, Sent, To and Subject.
 _OUTLOOK_RULE: Final = re.compile(r"border-top\s*:\s*solid\s+#(?:e1e1e1|b5c4df)")
 
@@ -70,6 +79,7 @@ class Clients(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How mail programs mark what is not new: the ids, classes and names of ``clients.toml``."""
 
     quotes: frozenset[str]
+    perhaps: frozenset[str]
     cuts: frozenset[str]
     signatures: frozenset[str]
 
@@ -80,15 +90,26 @@ def clients() -> Clients:
     return msgspec.toml.decode(files(__package__).joinpath("clients.toml").read_bytes(), type=Clients)
 
 
-def lines_of(markup: str, *, whole: bool = True) -> list[str]:
-    """Return the lines of `markup`, `QUOTED` for each quotation and `CUT` last where the rest is one.
+def lines_of(parts: Iterable[tuple[str, bool]]) -> list[str]:
+    """Return the lines of all `parts` of a mail, each its markup and whether that is all of it.
 
-    Where it is not `whole`, or over `MAX_MARKUP`, `UNREAD` stands for its last line: it may
-    say more than is seen of it.
+    `QUOTED` stands for each quotation, and `CUT` last where the rest of a part is one. Where
+    one is not whole, or they are over `MAX_MARKUP` together, `UNREAD` stands for the last
+    line: it may say more than is seen of it.
     """
-    markup = _UNREAD.sub(" ", _COMMENT.sub("", markup.replace("\0", "")))
-    whole = whole and len(markup) <= MAX_MARKUP
-    markup = markup[:MAX_MARKUP]
+    lines: list[str] = []
+    room = MAX_MARKUP
+    for given, whole in parts:
+        if room <= 0:
+            return [*lines, UNREAD]
+        markup = _UNREAD.sub(" ", _COMMENT.sub("", given.replace("\0", "")))
+        lines += _lines(markup[:room], whole=whole and len(markup) <= room)
+        # Styles take time too.
+        room -= max(len(markup), len(given) // _STYLED)
+    return lines
+
+
+def _lines(markup: str, *, whole: bool) -> list[str]:
     page = _Page()
     position = 0
     while not page.cut and (start := markup.find("<", position)) >= 0:
@@ -135,23 +156,28 @@ class _Page:
         first, *rest = text.split("\n") if self._effects["verbatim"] else [text]
         self._text.append(first)
         for line in rest:
-            self.end_line()
+            self.end_line(broken=True)
             self._text.append(line)
 
-    def end_line(self) -> None:
-        """Begin a new line where there is text on this one."""
-        if not self._unseen and self._text:
-            self.lines.append(" ".join("".join(self._text).split()))
-            self._text = []
+    def end_line(self, *, broken: bool = False) -> None:
+        """Begin a new line where there is text on this one, or it was `broken`: a no-break space is text."""
+        if self._unseen:
+            return
+        text = "".join(self._text)
+        if broken or text.strip(" \t\r\n\f"):
+            self.lines.append(" ".join(text.split()))
+        self._text = []
 
     def tag(self, name: str, attributes: str, *, closing: bool) -> None:
         """Take a tag into account."""
         if name in _BLOCK:
-            self.end_line()
+            self.end_line(broken=name == "br")
         elif name in _SPACED:
             self.write(" ")
         if closing:
             self._close(name)
+            if name in _APART and not self._unseen and self.lines[-1:] != [""]:
+                self.lines.append("")
         elif name == "img":
             self.write(_pictogram(attributes))
         elif (effect := _effect(name, attributes)) == "cut":
@@ -190,13 +216,17 @@ def _effect(name: str, attributes: str) -> str:
     given = _given(attributes) if "=" in attributes else {}
     # Outlook on the web puts x_ before the ids and classes of mail that it quotes.
     names = {n.removeprefix("x_") for key in ("id", "class", "name") for n in given.get(key, "").split()}
+    names |= {f"name={n}" for n in given.get("name", "").split()}
     style = _CSS_COMMENT.sub("", given.get("style", ""))
     known = clients()
+    marked = any(given.get(key) for key in ("class", "type", "cite")) or _BORDER.search(style)
+    block = name == "blockquote"
+    indented = block and not marked and _INDENTING.search(style)
     effects = {
         "cut": names & known.cuts or _OUTLOOK_RULE.search(style),
-        "quote": names & known.quotes,
+        "quote": names & known.quotes or (block and not indented),
         "hide": names & known.signatures or _HIDING.search(style),
-        "strike": _STRIKING.search(style) or _hidden(attributes),
+        "strike": indented or names & known.perhaps or _STRIKING.search(style) or _hidden(attributes),
     }
     return next((effect for effect, holds in effects.items() if holds), "")
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from service.replies.lexicon import visible
 from service.replies.markup import CUT, STRUCK, UNREAD, lines_of
-from service.replies.mime import Exceeded, Part, parse
+from service.replies.mime import MAX_TEXT, Exceeded, Part, parse
 from service.replies.newtext import Letter, NewText, new_text
 from service.replies.sender import message_id_of, sender_of
 from service.replies.signals import ignored
@@ -130,16 +130,19 @@ def _taken_back(said: Judgement, lines: Sequence[str], sent: Sent) -> Why | None
 
 
 def _bodies(mail: Part) -> tuple[list[str], list[str]]:
-    """Return the lines of the plain text and of the HTML, each of all parts that are not files."""
+    """Return the lines of the plain text and of the HTML, each of all parts that are not files.
+
+    The bounds of one text hold for all of them together.
+    """
+    own = _own_parts(mail)
     plain: list[str] = []
-    marked_up: list[str] = []
-    for part in _own_parts(mail):
-        if part.content_type == "text/html":
+    room = MAX_TEXT
+    for part in own:
+        if part.content_type == "text/plain":
             text, whole = part.text()
-            marked_up += lines_of(text, whole=whole)
-        elif part.content_type == "text/plain":
-            plain += _lines(part)
-    return plain, marked_up
+            plain += _lines(part, text[:room], whole=whole and len(text) <= room)
+            room = max(room - len(text), 0)
+    return plain, lines_of(part.text() for part in own if part.content_type == "text/html")
 
 
 def _own_parts(part: Part) -> list[Part]:
@@ -149,8 +152,7 @@ def _own_parts(part: Part) -> list[Part]:
     return [] if part.attached or not part.content_type.startswith("text/") else [part]
 
 
-def _lines(part: Part) -> list[str]:
-    text, whole = part.text()
+def _lines(part: Part, text: str, *, whole: bool) -> list[str]:
     lines = _NEWLINE.split(text.replace("\0", ""))
     if part.parameters.get("format", "").lower() == "flowed":
         lines = _unflowed(lines, delsp=part.parameters.get("delsp", "").lower() == "yes")

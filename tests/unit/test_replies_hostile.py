@@ -96,7 +96,7 @@ def test_any_letter_can_have_been_sent(subject: str, text: str, address: str) ->
 @settings(max_examples=400, deadline=None)
 def test_any_markup_becomes_lines(markup: str) -> None:
     """Broken HTML becomes lines without line breaks."""
-    assert all("\n" not in line for line in lines_of(markup))
+    assert all("\n" not in line for line in lines_of([(markup, True)]))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -172,7 +172,7 @@ def test_markup_cut_off_by_the_bound_decides_nothing() -> None:
     quoted = "<blockquote>" + "x" * (MAX_MARKUP - 200) + "</blockquote>"
     for pad in range(150, 200):
         markup = f"{quoted}<p>{' ' * pad}approve <b>only</b> if it is cheap</p>"
-        lines = lines_of(markup)
+        lines = lines_of([(markup, True)])
         assert "approve" not in lines
 
 
