@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final
-from urllib.parse import unquote
 
 from service.replies.lexicon import fold
 from service.replies.mime import Headers, Part
@@ -27,9 +26,12 @@ _MAX_DATE: Final = 200
 #: What is older than the question by more does not answer it; clocks are wrong by less.
 _MAX_AGE: Final = timedelta(days=1)
 #: A reply address's token, of whose characters the 3rd to the 27th are bits of the ballot's key alone.
-_TOKEN: Final = re.compile(r"(?<![a-z2-7])[a-z2-7]{2}([a-z2-7]{25})[a-z2-7]{25}(?=@)")
+#: Whoever rewrites links encodes what stands around it (``+``, ``:``, ``@``), and the next one that too.
+_TOKEN: Final = re.compile(
+    r"(?:(?<![a-z2-7])|(?<=[%5]2b)|(?<=[%5]3a))[a-z2-7]{2}([a-z2-7]{25})[a-z2-7]{25}(?=@|%(?:25)*40)"
+)
 #: A link's payload; no character of it is ever encoded. One rewriter of links makes ``_`` of ``/``.
-_LINK: Final = re.compile(r"decide[/_]([A-Za-z0-9]{38})(?![A-Za-z0-9])")
+_LINK: Final = re.compile(r"decide(?:[/_]|%(?:25)*2[Ff])([A-Za-z0-9]{38})(?![A-Za-z0-9])")
 _THREAD: Final = re.compile(r"<([a-z2-7]{26})\.")
 
 #: What programs put before a subject that is answered or handed on, in the languages that are read.
@@ -88,8 +90,6 @@ def _quoted(mail: Part) -> Iterator[str]:
     for part in mail.walk():
         if part.content_type in {"text/plain", "text/html"} and not part.attached:
             text, _ = part.text()
-            if "%" in text:  # whoever rewrites links encodes them, and the next one that too
-                text = unquote(unquote(text))
             yield from _LINK.findall(text)
             yield from _TOKEN.findall(text.lower())
 
