@@ -29,6 +29,8 @@ _SPELLED: Final = str.maketrans({"\u2019": "'", "\u02bc": "'", "\u0131": "i", "\
 
 #: Characters of a folded line: one ligature can stand for eighteen letters.
 MAX_FOLDED: Final = 2_000
+#: Thai, Han, kana and Hangul sort after this: most are written without spaces.
+SPACELESS: Final = "\u0e00"
 #: Characters of a word that several languages are likely to share.
 _SHORT: Final = 2
 
@@ -58,6 +60,9 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     label_subject: list[str] = []
     forwarded: list[str] = []
     signatures: list[str] = []
+    devices: list[str] = []
+    disclaimers: list[str] = []
+    banners: list[str] = []
     out_of_office: list[str] = []
 
 
@@ -87,6 +92,11 @@ class Lexicon:
         self.wrote = self._union("wrote")
         self.forwarded = self._union("forwarded")
         self.signatures = tuple(sorted(self._union("signatures")))
+        #: A phone, a mail program: what a phone's signature names, by itself or after its first words.
+        self.devices = tuple(sorted(self._union("devices")))
+        #: How what a company puts below every mail begins, and what a gateway puts above.
+        self.disclaimers = tuple(sorted(self._union("disclaimers")))
+        self.banners = tuple(sorted(self._union("banners")))
         #: The longest first, so that a word does not hide one that begins with it.
         self.out_of_office = tuple(sorted(self._union("out_of_office"), key=len, reverse=True))
         said = [*self._everywhere.items(), *((p, (c, ())) for t in self._here.values() for p, c in t.items())]
@@ -98,6 +108,10 @@ class Lexicon:
         spoken = (*(phrase for phrase, _ in said), *self._negations, *self._conditions)
         #: Every word of a phrase, a denial or a condition.
         self.weighty = frozenset(word for phrase in spoken for word in phrase.split())
+        #: The most words of one of these.
+        self.longest = max(len(phrase.split()) for phrase in spoken)
+        #: The first words of phrases.
+        self.heads = frozenset(phrase.split()[0] for phrase, _ in said)
         self.labels: dict[str, frozenset[str]] = {}
         for kind in ("from", "sent", "to", "subject"):
             for label in self._union(f"label_{kind}"):
@@ -112,7 +126,7 @@ class Lexicon:
             return None
         return self._everywhere.get(phrase)
 
-    def courtesy(self, words: str, languages: Sequence[str]) -> bool:
+    def courtesy(self, words: str, languages: Collection[str]) -> bool:
         """Tell whether folded `words` are politeness in one of `languages`, in English or in no language.
 
         Not in any: "no tak" is no Spaniard's thank you in Danish but a Pole's "well, yes".
@@ -129,6 +143,30 @@ class Lexicon:
     def conditions(self, languages: Collection[str]) -> set[str]:
         """Return the words that begin a condition, likewise."""
         return _of(self._conditions, languages)
+
+    def denies(self, sentence: Sequence[str], languages: Collection[str]) -> bool:
+        """Tell whether the words of a sentence begin with a denial, likewise."""
+        return self._begins(sentence, self._negations, languages)
+
+    def hedges(self, sentence: Sequence[str], languages: Collection[str]) -> bool:
+        """Tell whether they begin with a condition, likewise."""
+        return self._begins(sentence, self._conditions, languages)
+
+    def _begins(
+        self, sentence: Sequence[str], openers: dict[str, set[str]], languages: Collection[str]
+    ) -> bool:
+        for end in range(1, min(len(sentence), self.longest) + 1):
+            opener = " ".join(sentence[:end])
+            # A word alone is as likely somebody's name: Jen is Czech for "only".
+            if (tags := openers.get(opener)) and (
+                not tags.isdisjoint(languages) or (len(sentence) > end and _telling(opener))
+            ):
+                return True
+        joined = "".join(sentence)
+        # Han and kana are written without spaces, and put conditions last.
+        return joined > SPACELESS and any(
+            joined.startswith(opener) or joined.endswith(opener) for opener in openers if opener > SPACELESS
+        )
 
     def _by_word(self, name: str) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}

@@ -14,7 +14,7 @@ from service.replies.sender import message_id_of, sender_of
 from service.replies.signals import ignored
 from service.replies.thread import signs_of
 from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
-from service.replies.verdict import Judgement, decides, denies, greets, judge, takes_back
+from service.replies.verdict import Judgement, disclaims, greets, judge, objects, sentences, takes_back
 
 #: Characters of a comment, and of what a letter that asks back repeats.
 MAX_COMMENT: Final = 4_000
@@ -112,21 +112,24 @@ def _after_greeting(lines: tuple[str, ...]) -> tuple[str, ...]:
 
 def _taken_back(said: Judgement, lines: Sequence[str], sent: Sent) -> Why | None:
     """Return why the lines below a verdict leave it none: "?", "if ...", the other verdict."""
-    filled = [line for line in lines[1:] if line]
-    if not filled:
-        return None
-    if not filled[0].strip("?\u061f\uff1f "):
-        return Why.QUESTION
-    if takes_back(filled[0], {*said.languages, sent.language}):
-        return Why.CONDITION
-    # "approved" and below it "by Bob?": no stop, no blank line, no capital, so it may be one sentence.
-    if lines[1][:1].islower() and not lines[0].endswith((".", "!")):
-        if lines[1].endswith("?"):
+    first = next((line for line in lines[1:] if line), "")
+    if not first.strip("?\u061f\uff1f "):
+        return Why.QUESTION if first else None
+    if said.verdict == "decline":
+        if takes_back(first, {*said.languages, sent.language}):
+            return Why.CONDITION
+        # "rejected" and below it "by Bob?": no stop, no blank line, no capital, so it may be one sentence.
+        if lines[1][:1].islower() and lines[1].endswith("?") and not lines[0].endswith((".", "!")):
             return Why.QUESTION
-        if said.verdict == "approve" and denies(lines[1], {*said.languages, sent.language}):
-            return Why.NEGATED
-    verdicts = {decides(line, sent.language) for line in filled}
-    return Why.BOTH if verdicts - {None, said.verdict} else None
+    disclaimed = False
+    for line in lines[1:]:
+        # What a company puts below every mail goes on to the end of its paragraph.
+        disclaimed = disclaimed and bool(line)
+        for sentence in sentences(line):
+            disclaimed = disclaimed or disclaims(sentence)
+            if not disclaimed and (why := objects(sentence, said, sent.language)):
+                return why
+    return None
 
 
 def _bodies(mail: Part) -> tuple[list[str], list[str]]:

@@ -13,25 +13,37 @@ decline. All else is asked back, and the words found only explain why.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from service.domain import Choice
-from service.replies.lexicon import Lexicon, fold, lexicon
+from service.replies.lexicon import SPACELESS, Lexicon, fold, lexicon
 from service.replies.values import Why
 
 #: Characters; a longer line is no phrase, and its beginning tells why.
 MAX_LINE: Final = 200
+#: Characters of a paragraph that are looked at together.
+MAX_SENTENCES: Final = 1_000
+#: Words before a sentence that change nothing.
+ASIDES: Final = {"ps", "nb", "edit", "update", "sorry", "and", "so"}
+#: Characters of a phrase that many sentences have by chance: it counts at either end of a clause.
+SHORT: Final = 3
 #: Words after a greeting: "Dr. Anna Maria" and no sentence.
 MAX_NAMES: Final = 3
 
 _STOPS: Final = re.compile(r"!+|[.,\u060c\u3001\u3002]")
 #: Emphasis and quotation marks that mail programs and careful people put around a word.
 _WRAPPING: Final = ' *_"`\u201c\u201d\u201e\u00ab\u00bb'
+_BULLETS: Final = " *_[(<#>|\u2022-"
 _BETWEEN: Final = re.compile(r"[\s.,!?;:()\"\u3001\u3002\u060c-]+")
 _QUESTION: Final = re.compile("[?\u061f\u055e]|[\u0370-\u03ff] ?;")
 _PICTOGRAM: Final = re.compile("([\u2600-\u27bf\U0001f300-\U0001faff])")
+_SENTENCE: Final = re.compile(r"(?<=[.!?;:\u061f\u3002])(?:\s+|(?<=\u3002))")
+_CLAUSE: Final = re.compile(r"[,.;:!?()/\u2013\u2014\u060c\u3001\u3002]+| - ")
+#: "No. 5" inside a line is a number.
+_NUMBERED: Final = re.compile(r"(?<=[\w,] )no\. ?(?=\d)")
+_ASKS: Final = re.compile(r"[?\u061f\u055e][^\w?]*\Z|[\u0370-\u03ff] ?;\Z")
 _UNFINISHED: Final = re.compile(r"[,\u060c\u3001][\s*_]*\Z")
 _HESITATION: Final = re.compile(r"\.\s*\.|!\s*\.|\.\s*!")
 
@@ -98,19 +110,99 @@ def greets(line: str) -> bool:
     return bool(greeting) and plain and len(names) <= MAX_NAMES and not words.weighty & {*names}
 
 
+def sentences(line: str) -> Iterator[str]:
+    """Yield the sentences of `line`, folded."""
+    for start in range(0, len(line), MAX_SENTENCES):
+        folded = fold(line[start : start + MAX_SENTENCES]).replace("e-mail", "email")
+        folded = _NUMBERED.sub("nr ", _PICTOGRAM.sub(r" \1 ", folded))
+        yield from filter(None, (part.strip(_BULLETS) for part in _SENTENCE.split(folded)))
+
+
+def disclaims(sentence: str) -> bool:
+    """Tell whether a folded sentence begins what companies put below every mail."""
+    return sentence.startswith(lexicon().disclaimers)
+
+
+def warns(line: str) -> bool:
+    """Tell whether `line` begins what a gateway puts above a mail that came from outside."""
+    folded = fold(line[:MAX_LINE]).replace("e-mail", "email")
+    return folded.lstrip(_BULLETS + "=!\u26a0").startswith(lexicon().banners)
+
+
 def takes_back(line: str, languages: Collection[str]) -> bool:
     """Tell whether `line`, below a verdict in `languages`, begins a condition or is a bare denial."""
     words = lexicon()
     folded = fold(line[:MAX_LINE])
-    if folded.strip(" .!") in words.negations(languages):
-        return True
-    return any(_begins(folded, opener) for opener in words.conditions(languages))
+    return folded.strip(" .!") in words.negations(languages) or words.hedges(_tokens(folded), languages)
 
 
-def denies(line: str, languages: Collection[str]) -> bool:
-    """Tell whether `line` begins with a denial in one of `languages`: "not this one"."""
-    folded = fold(line[:MAX_LINE])
-    return any(_begins(folded, opener) for opener in lexicon().negations(languages))
+def objects(sentence: str, said: Judgement, language: str) -> Why | None:
+    """Return why a folded `sentence` below a verdict in answer to a letter in `language` leaves it none.
+
+    Approving is what harms: an approval stands where nothing below begins with a condition
+    or a denial, asks, or has a phrase that declines. A refusal is often explained by what a
+    condition or a denial says, and falls to a phrase that approves and is not denied.
+    """
+    words = lexicon()
+    languages = {*said.languages, language, "en", "zxx"}
+    clauses = [_tokens(clause) for clause in _CLAUSE.split(sentence)]
+    every = [token for clause in clauses for token in clause]
+    if said.verdict == "approve":
+        personal = _past_courtesies(every, languages)
+        if words.hedges(personal, languages):
+            return Why.CONDITION
+        if words.denies(personal, languages):
+            return Why.NEGATED
+    elif any(token in words.negations(languages) for token in every):
+        return None
+    if any(_opposes(clause, said, language, languages) for clause in clauses):
+        return Why.BOTH
+    return Why.QUESTION if said.verdict == "approve" and _ASKS.search(sentence) else None
+
+
+def weighs(line: str, language: str) -> bool:
+    """Tell whether `line` says yes, no or perhaps anywhere: then it is its writer's own."""
+    return any(
+        objects(sentence, Judgement(side, None), language)
+        for sentence in sentences(line)
+        for side in ("approve", "decline")
+    )
+
+
+def _tokens(folded: str) -> list[str]:
+    return [token for part in _BETWEEN.split(folded) if (token := part.strip(_WRAPPING + "'~"))]
+
+
+def _past_courtesies(tokens: list[str], languages: Collection[str]) -> list[str]:
+    """Return `tokens` from the first that is more than politeness: "please don't", "PS only if"."""
+    words = lexicon()
+    start = 0
+    while start < len(tokens) and (tokens[start] in ASIDES or words.courtesy(tokens[start], languages)):
+        start += 1
+    return tokens[start:]
+
+
+def _opposes(clause: Sequence[str], said: Judgement, language: str, languages: Collection[str]) -> bool:
+    """Tell whether a clause has a phrase of the other side in it."""
+    words = lexicon()
+    other: Choice = "decline" if said.verdict == "approve" else "approve"
+    for start, head in enumerate(clause):
+        for end in (
+            range(start + 1, min(start + words.longest, len(clause)) + 1) if head in words.heads else ()
+        ):
+            phrase = " ".join(clause[start:end])
+            found = words.verdict(phrase, language)
+            if found is None or found[0] != other:
+                continue
+            known = not languages.isdisjoint(found[1])
+            if known and (len(phrase) > SHORT or start == 0 or end == len(clause)):
+                return True
+            if said.verdict == "approve" and len(phrase) > SHORT:
+                return True
+    joined = "".join(clause)
+    return joined > SPACELESS and any(
+        phrase in joined for phrase in words.phrases[other] if phrase > SPACELESS and len(phrase) > 1
+    )
 
 
 def _segment(segment: str, language: str, words: Lexicon) -> Judgement | None:
@@ -138,10 +230,4 @@ def _likely(folded: str, language: str) -> Why:
 
 def _holds(line: str, phrase: str) -> bool:
     # Han, kana and Thai are written without spaces.
-    return phrase in line if phrase > "\u0e00" else f" {phrase} " in f" {line} "
-
-
-def _begins(line: str, opener: str) -> bool:
-    if not line.startswith(opener):
-        return False
-    return opener > "\u0e00" or not line[len(opener) : len(opener) + 1].isalnum()
+    return phrase in line if phrase > SPACELESS else f" {phrase} " in f" {line} "
