@@ -8,7 +8,7 @@ when engine or DNS are away, or time is up    451: the sender's server keeps it 
 from a machine                                250, and silence; an absence or a delay is noted
 that no mail program writes                   554
 from anyone but the approver, or unproven     250, and the approver is asked to confirm
-an absence by its subject, a vote by its text 250, is noted, and the approver is asked to confirm
+absent by its subject, a vote by its text     250, is noted, and the approver is asked to confirm
 from a person, to where bounces go            250, and the approver is asked to confirm
 unclear                                       250, and the approver is asked again
 of the last four, the second on a day         550, which says what to do
