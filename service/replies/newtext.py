@@ -16,7 +16,7 @@ from typing import Final
 from service.replies.lexicon import Lexicon, fold, lexicon, visible
 from service.replies.markup import CUT, UNREAD
 from service.replies.values import Sent
-from service.replies.verdict import decides
+from service.replies.verdict import decides, warns, weighs
 
 #: Lines of a text that are read, and characters of a line by which it is recognised.
 MAX_LINES: Final = 2_000
@@ -40,6 +40,8 @@ _SEPARATOR: Final = re.compile(
 )
 _RULE: Final = re.compile(r"[-_=*\u2010\u2013\u2014\u2500~]{5,}")
 _SIGNATURE: Final = re.compile(r"--|\u2014")
+_TIMED: Final = re.compile(r"(?<![\d.])\d{1,2}[:.h\u6642\u65f6\uc2dc]\d{2}(?![\d.])")
+_YEAR: Final = re.compile(r"(?<!\d)20\d\d(?!\d)")
 _DATED: Final = re.compile(r"\d{1,2}[:.h\u6642\u65f6\uc2dc]\d{2}|\d{4}|\d{1,2}[./]\d{1,2}")
 
 
@@ -56,16 +58,26 @@ class Letter:
 
     def __init__(self, sent: Sent) -> None:
         local, _, _ = sent.reply_address.rpartition("@")
-        token = local.rpartition("+")[2]
+        token = fold(local.rpartition("+")[2])
         self.language = sent.language
+        self._token = token if len(token) >= MIN_TOKEN else "\0"
         self._marks = {fold(mark) for mark in (sent.reply_address, *sent.own_addresses) if "@" in mark}
-        self._marks |= {fold(token)} if len(token) >= MIN_TOKEN else set()
         text = [word for line in sent.text.split("\n") for word in _words(line)]
         self._runs = {*_runs(text), *_runs(_words(sent.subject))}
 
     def names(self, folded: str) -> bool:
         """Tell whether a line holds an address of ours or the reply token."""
-        return any(mark in folded for mark in self._marks)
+        return self.holds_token(folded) or any(mark in folded for mark in self._marks)
+
+    def holds_token(self, folded: str) -> bool:
+        """Tell whether a line holds the reply token, which nobody writes by hand."""
+        return self._token in folded
+
+    def names_another(self, folded: str) -> bool:
+        """Tell whether a line holds an address that is not ours."""
+        for mark in self._marks:
+            folded = folded.replace(mark, "")
+        return "@" in folded
 
     def wrote(self, words: Sequence[str]) -> bool:
         """Tell whether `words`, three at least, stand in the letter in this order."""
@@ -107,41 +119,74 @@ class _Quotation:
         if next(given, None) is not None:
             self.lines.append(_seen(UNREAD, self.words))
         self.first = next((i for i, line in enumerate(self.lines) if line.text), len(self.lines))
-        self.start = next((i for i in range(self.first, len(self.lines)) if self._starts(i)), len(self.lines))
+        places = range(self.first, len(self.lines))
+        # Whoever writes a letter's text could have an approver's words in it: where the
+        # quotation is marked, what stands above is hers even so.
+        start = next(filter(self._marks, places), None)
+        self.start = next(filter(self._copied, places), len(self.lines)) if start is None else start
 
     def new(self) -> NewText:
         """Return the lines that are not ours."""
-        above = _signed_off(self.lines[: self._above_attribution()], self.words)
-        below, marked = self._below()
-        if not marked and not any(line.text for line in above):
+        end = self._above_attribution()
+        above = _signed_off(self.lines[:end], self.words, self.letter.language)
+        quoted = next((i for i in range(self.start, len(self.lines)) if self.lines[i].quoted), None)
+        alone = not any(line.text for line in above)
+        attributed = quoted is not None and self._attributed(end, quoted, alone=alone)
+        if alone and not attributed:
             return NewText((), below=self.start < len(self.lines))
-        return NewText(_trimmed([line.text for line in (*above, *below)]))
+        below = self._below(quoted) if quoted is not None and attributed else []
+        return NewText(_trimmed(_unwarned([line.text for line in (*above, *below)], self.letter.language)))
 
-    def _starts(self, at: int) -> bool:
+    def _marks(self, at: int) -> bool:
+        """Tell whether a quotation begins at a line, as programs mark them."""
         line = self.lines[at]
-        if line.quoted or self.letter.names(line.folded) or self._separates(at):
+        if line.quoted or self._separates(at):
             return True
+        return self.letter.names(line.folded) and self._attributes(line)
+
+    def _copied(self, at: int) -> bool:
+        """Tell whether an unmarked copy begins at a line: it goes on, a comment that repeats us does not."""
+        line = self.lines[at]
+        if self.letter.holds_token(line.folded):
+            return not weighs(line.text, self.letter.language)
         if not self.letter.wrote(line.words):
             return False
-        # A comment may repeat a line of the letter; a quotation goes on.
-        following = [other for other in self.lines[at + 1 : at + 1 + 2 * RUN] if other.text][:RUN]
-        return at == self.first or any(self._ours(other) or other.quoted for other in following)
-
-    def _ours(self, line: _Line) -> bool:
-        return self.letter.wrote(line.words) or self.letter.names(line.folded)
+        following = [i for i in range(at + 1, min(at + 1 + 2 * RUN, len(self.lines))) if self.lines[i].text]
+        ours = [i for i in following[:RUN] if self.letter.wrote(self.lines[i].words) or self._broken_off(i)]
+        if at == self.first:
+            return True
+        # Its first line may be the writer's last: what hedges is hers if in doubt.
+        return len(ours) >= RUN - 1 and not weighs(line.text, self.letter.language)
 
     def _separates(self, at: int) -> bool:
-        """Tell whether a line parts the new from the old: a marker, a separator, Outlook's rows."""
+        """Tell whether a line parts the new from the old: a marker, a separator, Outlook's rows.
+
+        Only where it heads something: a writer may draw lines and write rows too.
+        """
         line = self.lines[at]
-        if line.text == CUT or _SEPARATOR.fullmatch(line.folded):
+        if line.text == CUT or line.folded.strip(" -_*:") in self.words.forwarded:
             return True
-        if line.folded.strip(" -_*:") in self.words.forwarded:
-            return True
+        near = [other for other in self.lines[at : at + 2 * _ROWS] if other.text][:_ROWS]
+        if _SEPARATOR.fullmatch(line.folded):
+            return at == self.first or (len(near) > 1 and self._heads(near[1]))
         if not line.label:
             return False
-        rows = [other.label for other in self.lines[at : at + 2 * _ROWS] if other.text][:_ROWS]
-        kinds = {kind for label in rows for kind in label}
-        return sum(map(bool, rows)) > 1 and len(kinds) > 1 and bool(kinds & {"from", "sent"})
+        rows = [other for other in near if other.label]
+        kinds = {kind for row in rows for kind in row.label}
+        if len(rows) < 2 or len(kinds) < 2 or not kinds & {"from", "sent"}:  # noqa: PLR2004
+            return False
+        return at == self.first or "subject" in kinds or any("@" in row.folded for row in rows)
+
+    def _heads(self, line: _Line) -> bool:
+        """Tell whether a line below a separator is the beginning of an older mail."""
+        return bool(line.label) or line.quoted or self._attributes(line) or self.letter.wrote(line.words)
+
+    def _attributes(self, line: _Line) -> bool:
+        """Tell whether a line ends "On ... X wrote:", by two signs of it and no word of the writer's."""
+        folded = line.folded
+        sure = self._wrote(line) or folded.startswith("<") or bool(_TIMED.search(folded))
+        signs = (folded.endswith(":"), folded.startswith("<"), bool(_DATED.search(folded)), self._wrote(line))
+        return sure and sum(signs) > 1 and not weighs(line.text, self.letter.language)
 
     def _above_attribution(self) -> int:
         """Return where the new text above the quotation ends: before "On ... X wrote:" and bare rules."""
@@ -150,24 +195,24 @@ class _Quotation:
             return end
         while end and self._spacer(self.lines[end - 1]):
             end -= 1
-        # The line that names us may be the attribution's own last; what is above it then adjoins.
-        named = not self.lines[self.start].quoted and self.letter.names(self.lines[self.start].folded)
+        line = self.lines[self.start]
+        named = not line.quoted and self.letter.names(line.folded) and self._attributes(line)
         if named and end < self.start:
             return end
-        paragraph: list[_Line] = [self.lines[self.start]] if named else []
-        reach = end
-        while end - reach < _ATTRIBUTION and reach and not self._spacer(line := self.lines[reach - 1]):
-            if self._decides(line) or not (paragraph or self._closes(line)):
+        reach = end = self.start + 1 if named else end
+        timed = False
+        while reach and end - reach < _ATTRIBUTION:
+            line = self.lines[reach - 1]
+            # Its last line tells it, and what is above goes with it as long as it is not whole.
+            if self._spacer(line) or not (reach < end or self._attributes(line)):
                 break
-            paragraph.insert(0, line)
+            if weighs(line.text, self.letter.language) or self._decides(line):
+                break
             reach -= 1
-            above = self.lines[reach - 1] if reach else None
-            if any(_DATED.search(other.folded) for other in paragraph) and not (
-                above and _DATED.search(above.folded)
-            ):
+            timed = timed or bool(_TIMED.search(line.folded))
+            if timed and not line.folded.startswith("<"):
                 return reach
-        undated = len(paragraph) == 1 and not named and self._wrote(paragraph[0])
-        return end - 1 if undated else end
+        return end - 1 if reach < end else end
 
     def _spacer(self, line: _Line) -> bool:
         return not line.text or bool(_RULE.fullmatch(line.folded))
@@ -178,49 +223,61 @@ class _Quotation:
             return True
         return bool(line.words) and self.words.verdict(line.words[0], self.letter.language) is not None
 
-    def _closes(self, line: _Line) -> bool:
-        return line.folded.endswith(":") or (bool(_DATED.search(line.folded)) and self._wrote(line))
-
     def _wrote(self, line: _Line) -> bool:
         return any(word in self.words.wrote for word in line.words)
 
-    def _below(self) -> tuple[list[_Line], bool]:
-        """Return the unmarked lines between and below quoted ones, and whether the quotation is marked.
+    def _below(self, quoted: int) -> list[_Line]:
+        """Return the unmarked lines between and below quoted ones.
 
-        Stops where anything of ours stands unmarked: from there on nothing can be told apart.
+        Stops where a copy of ours stands unmarked: from there on nothing can be told apart.
         """
-        quoted = next((i for i in range(self.start, len(self.lines)) if self.lines[i].quoted), None)
-        if quoted is None or not self._attributed(quoted):
-            return [], False
         kept: list[_Line] = []
         for at in range(quoted, len(self.lines)):
             line = self.lines[at]
             if not line.text:
                 kept.append(line)
             elif not line.quoted and line.text != UNREAD:
-                if _SIGNATURE.fullmatch(line.text) or self._separates(at) or self._ours(line):
+                if _SIGNATURE.fullmatch(line.text) or self._separates(at) or self._copied(at):
                     break
                 if not self._broken_off(at) and not self._perhaps_broken_off(at):
                     kept.append(line)
-        return _signed_off(kept, self.words), True
+        return _signed_off(kept, self.words, self.letter.language)
 
-    def _attributed(self, quoted: int) -> bool:
-        """Tell whether nothing but an attribution stands between the start and the first quoted line."""
-        between = [line for line in self.lines[self.start : quoted] if line.text]
-        if not between:
-            return True
-        joined = " ".join(line.folded for line in between)
-        decides = any(self._decides(line) for line in between)
-        closed = between[-1].folded.endswith(":") or any(map(self._wrote, between))
-        return len(between) <= _ATTRIBUTION and closed and not decides and "\0" not in joined
+    def _attributed(self, end: int, quoted: int, *, alone: bool) -> bool:
+        """Tell whether what stands below a quotation is the writer's own.
+
+        With nothing above it, somebody else may have written it below a quotation of their
+        own: one attribution must stand there, of a letter of ours, and nothing else.
+        """
+        head = [line for line in self.lines[end:quoted] if line.text and not _RULE.fullmatch(line.folded)]
+        inside = [line for line in self.lines[quoted : quoted + _ATTRIBUTION] if line.quoted]
+        quotes_another = any(
+            (self.letter.names(line.folded) or self._wrote(line)) and not self.letter.wrote(line.words)
+            for line in inside
+        )
+        if not head:
+            # HTML has nothing to show of what it quotes.
+            return not alone or quotes_another or not any(line.words for line in inside)
+        joined = " ".join(line.folded for line in head)
+        closed = head[-1].folded.endswith(":") or any(map(self._wrote, head))
+        return (
+            closed
+            and len(head) <= _ATTRIBUTION
+            and "\0" not in joined
+            and not quotes_another
+            and not self.letter.names_another(joined)
+            and len(_YEAR.findall(joined)) <= 1
+            and sum(line.folded.endswith(":") for line in head) <= 1
+            and not any(line.label or self._decides(line) for line in head)
+        )
 
     def _broken_off(self, at: int) -> bool:
-        """Tell whether an unmarked line is a piece of a quoted one: ours, with its neighbours."""
+        """Tell whether an unmarked line is a piece of a quoted one: ours, with a neighbour."""
         words = self.lines[at].words
         before = [word for line in self.lines[max(at - 2 * RUN, 0) : at] for word in line.words][1 - RUN :]
         after = [word for line in self.lines[at + 1 : at + 1 + 2 * RUN] for word in line.words][: RUN - 1]
         around = ([*before, *words], [*words, *after], [*before[-1:], *words, *after[:1]])
-        return any(map(self.letter.wrote, around))
+        return any(len(joined) > len(words) and self.letter.wrote(joined) for joined in around)
 
     def _perhaps_broken_off(self, at: int) -> bool:
         """Tell a verdict directly below a long quoted line: its end, perhaps, in another letter of ours."""
@@ -228,12 +285,32 @@ class _Quotation:
         return above.quoted and len(above.text) >= _WRAPPED and self._decides(self.lines[at])
 
 
-def _signed_off(lines: Sequence[_Line], words: Lexicon) -> list[_Line]:
+def _signed_off(lines: Sequence[_Line], words: Lexicon, language: str) -> list[_Line]:
     """Return `lines` without signature: all below ``-- ``, and "Sent from my phone" near the end."""
     end = next((i for i, line in enumerate(lines) if _SIGNATURE.fullmatch(line.text)), len(lines))
     last = [i for i in range(end) if lines[i].text][-_SIGNED:]
-    mobile = {i for i in last if lines[i].folded.lstrip("*_<[ ").startswith(words.signatures)}
+    mobile = {i for i in last if _names_device(lines[i], words) and not weighs(lines[i].text, language)}
     return [line for i, line in enumerate(lines[:end]) if i not in mobile]
+
+
+def _names_device(line: _Line, words: Lexicon) -> bool:
+    """Tell whether a line begins as a phone's signature, and has a phone or a program in it."""
+    folded = line.folded.lstrip("*_<[ ")
+    return folded.startswith(words.signatures) and any(device in folded for device in words.devices)
+
+
+def _unwarned(lines: Sequence[str], language: str) -> Sequence[str]:
+    """Return `lines` without the paragraphs above them that a gateway put there.
+
+    A line that decides ends such a paragraph too, but not one that breaks off in a sentence.
+    """
+    lines = _trimmed(lines)
+    while lines and warns(lines[0]):
+        end = next((i for i, line in enumerate(lines) if not line or decides(line, language)), len(lines))
+        if end == len(lines) or (lines[end] and lines[end - 1][-1].isalnum()):
+            break
+        lines = _trimmed(lines[end:])
+    return lines
 
 
 def _trimmed(lines: Sequence[str]) -> tuple[str, ...]:

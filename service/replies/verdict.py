@@ -139,8 +139,8 @@ def takes_back(line: str, languages: Collection[str]) -> bool:
 def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     """Return why a folded `sentence` below a verdict in answer to a letter in `language` leaves it none.
 
-    Approving is what harms: an approval stands where nothing below begins with a condition
-    or a denial, asks, or has a phrase that declines. A refusal is often explained by what a
+    Approving is what harms: an approval stands where no clause below begins with a condition,
+    and no sentence with a denial, asks, or has a phrase that declines. A refusal is often explained by what a
     condition or a denial says, and falls to a phrase that approves and is not denied.
     """
     words = lexicon()
@@ -148,10 +148,9 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     clauses = [_tokens(clause) for clause in _CLAUSE.split(sentence)]
     every = [token for clause in clauses for token in clause]
     if said.verdict == "approve":
-        personal = _past_courtesies(every, languages)
-        if words.hedges(personal, languages):
+        if any(words.hedges(_past_courtesies(clause, languages), languages) for clause in clauses):
             return Why.CONDITION
-        if words.denies(personal, languages):
+        if words.denies(_past_courtesies(every, languages), languages):
             return Why.NEGATED
     elif any(token in words.negations(languages) for token in every):
         return None
@@ -194,7 +193,7 @@ def _opposes(clause: Sequence[str], said: Judgement, language: str, languages: C
             found = words.verdict(phrase, language)
             if found is None or found[0] != other:
                 continue
-            known = not languages.isdisjoint(found[1])
+            known = not set(found[1]).isdisjoint(languages)
             if known and (len(phrase) > SHORT or start == 0 or end == len(clause)):
                 return True
             if said.verdict == "approve" and len(phrase) > SHORT:
