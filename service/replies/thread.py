@@ -71,6 +71,8 @@ def signs_of(mail: Part, sent: Sent) -> tuple[Sign, ...]:
         threads = _THREAD.findall(_all(mail.headers, name))
         if sent.thread and threads:
             signs.append((name, sent.thread in threads))
+    if _is_elsewhere(mail.headers) and not {("to", True), ("cc", True), ("in-reply-to", True)} & set(signs):
+        signs.append(("elsewhere", False))
     ours |= set(_LINK.findall(sent.link))
     if quoted := list(_quoted(mail)):
         signs.append(("body", not ours.isdisjoint(quoted)))
@@ -83,6 +85,15 @@ def signs_of(mail: Part, sent: Sent) -> tuple[Sign, ...]:
 
 def _all(headers: Headers, name: str) -> str:
     return " ".join(value[:_MAX_FIELD] for value in headers.all(name)).lower()
+
+
+def _is_elsewhere(headers: Headers) -> bool:
+    """Tell whether a mail says to whom it goes and what it answers.
+
+    Where neither is ours it is to somebody else in the same thread, whose subject and References
+    it has all the same: a "Yes" to the requester's question back.
+    """
+    return "@" in _all(headers, "to") + _all(headers, "cc") and "@" in _all(headers, "in-reply-to")
 
 
 def _quoted(mail: Part) -> Iterator[str]:

@@ -11,7 +11,7 @@ from service.domain import Choice
 type Sign = tuple[str, bool]
 
 #: Signs that come to one: a mail may name several letters, so it is enough that one of them is ours.
-_KINDS = (("to", "cc"), ("in-reply-to", "references"), ("body",), ("date",))
+_KINDS = (("to", "cc"), ("in-reply-to", "references"), ("body",), ("date",), ("elsewhere",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
