@@ -50,6 +50,7 @@ from service.engine.database import SETTING
 from service.engine.elsewhere import Connector, Elsewhere
 from service.engine.embedded import EmbeddedEngine
 from service.engine.lists import Page, Search, no_lists, searching
+from service.engine.nearby import Nearby
 from service.engine.parking import Parked, Parking
 from service.engine.retention import KEPT_MS, OWNER_TAG
 from service.engine.unix import unix_path
@@ -150,7 +151,7 @@ class Engine:
 
     def client(self, **options: Any) -> Resonate:
         """Return the SDK's client on this engine, not started; `options` are its own."""
-        return Resonate(
+        client = Resonate(
             network=self.network,
             sources=self.sources,
             group=self.group,
@@ -162,6 +163,9 @@ class Engine:
             autostart=False,
             **options,
         )
+        if self.embedded is not None:
+            client.promises = Nearby(self.embedded, client.promises)
+        return client
 
     async def start(self) -> None:
         """Open the engine; SettingsError says in one line why that can't be."""

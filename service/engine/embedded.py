@@ -23,6 +23,7 @@ from service.engine.database import Database, Job, StorageFault, explain
 from service.engine.delivery import Deliver, Listener, Switchboard
 from service.engine.handlers import handle
 from service.engine.rows import Reach, Rows
+from service.engine.rules import Promise
 from service.engine.search import KINDS, search
 from service.engine.transaction import Message, Transaction
 from service.engine.wire import (
@@ -119,7 +120,11 @@ class EmbeddedEngine:
         if call.kind in KINDS:
             return await self._search(call)
         if call.kind == "promise.get":
-            return self._glance(call)
+            now = self._reading_time(call)
+            reply = self._glance(
+                lambda rows: handle(Transaction(rows, now, dispatch=False, live=False), call)
+            )
+            return encode_reply(call.kind, call.corr_id, reply)
         lazy = endless and (call.kind in _LEASING or (call.kind == "task.fence" and _LOCAL in str(request)))
         outcome = await self._do(partial(self._database.answer, call, endless=endless), lazy=lazy)
         if isinstance(outcome, StorageFault):
@@ -147,21 +152,23 @@ class EmbeddedEngine:
         job = Job(partial(self._database.answer, call, endless=True), tried)
         asyncio.get_running_loop().call_later(OWED_S, self._writer.submit, job)
 
-    def _glance(self, call: Call) -> bytes:
-        """Answer one promise as it was last committed.
+    def look(self, id_: str) -> Promise | None:
+        """Return one promise as it was last committed and reads now, or None. Raises ConnectorError."""
+        pair = self._glance(lambda rows: rows.pair(id_))
+        return None if pair is None else rules.project(pair[0], self._database.clock())
 
-        By its key it takes microseconds: two changes of threads would be most of it.
-        """
-        now = self._reading_time(call)
+    def _glance[T](self, read: Callable[[Rows], T]) -> T:
+        """Read on the loop: by its key a promise takes microseconds, and two changes of threads more."""
+        self._require_open()
         try:
             if self._glancing is None:
                 self._glancing = self._connect()
-            reply = handle(Transaction(Rows(self._glancing), now, dispatch=False, live=False), call)
+            return read(Rows(self._glancing))
         except sqlite3.Error as exc:
             raise ConnectorError(StorageFault(explain(exc))) from exc
-        return encode_reply(call.kind, call.corr_id, reply)
 
     async def _search(self, call: Call) -> bytes:
+        self._require_open()
         now = self._reading_time(call)
         loop = asyncio.get_running_loop()
         try:
@@ -175,9 +182,11 @@ class EmbeddedEngine:
             self._reading = self._connect()
         return search(self._reading, call, now)
 
-    def _reading_time(self, call: Call) -> int:
+    def _require_open(self) -> None:
         if self._closed or self._writer.closed:
             raise ConnectorError(StorageFault("the engine is closed"))
+
+    def _reading_time(self, call: Call) -> int:
         return call.debug_time if self.debug_verbs and call.debug_time is not None else self._database.clock()
 
     def _connect(self) -> sqlite3.Connection:

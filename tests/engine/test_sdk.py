@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from resonate.context import Context
+from resonate.error import ServerError
 from resonate.handle import ResonateHandle
+from resonate.promises import Promises
 from resonate.resonate import Resonate
 from resonate.types import PromiseCreateReq, Value
 from resonate_base import ConnectorError, Network, Source
@@ -282,6 +284,29 @@ async def test_a_closed_file_is_whole_without_its_log(url: str) -> None:
         path = embedded(engine).path
         assert path is not None
     assert {file.suffix for file in path.parent.iterdir()} <= {".db", ".lock"}
+
+
+async def test_a_read_past_the_protocol_is_what_the_protocol_answers(url: str) -> None:
+    """In every state a promise can be in, and for one that there is not."""
+    async with running(url) as (_, r):
+        by_protocol = Promises(r._sender, r.promises.codec)
+        far, value = now_ms() + 60_000, Value(data={"n": 1})
+        await r.promises.create("pending", far, value, {"t:a": "b", "resonate:external": "true"})
+        await r.promises.create("late", now_ms() - 1, Value(), {})
+        await r.promises.create("slept", now_ms() - 1, Value(), {"resonate:timer": "true"})
+        for state in ("resolve", "reject", "cancel"):
+            await r.promises.create(state, far, value, {})
+            await getattr(r.promises, state)(state, Value(data=[state]))
+        states = set()
+        for name in ("pending", "late", "slept", "resolve", "reject", "cancel"):
+            read = await r.promises.get(name)
+            assert read == await by_protocol.get(name)
+            states.add(read.state)
+        assert states == {"pending", "rejected_timedout", "resolved", "rejected", "rejected_canceled"}
+        for promises in (r.promises, by_protocol):
+            with pytest.raises(ServerError) as missing:
+                await promises.get("nothing")
+            assert missing.value.code == 404
 
 
 async def test_after_close_every_request_is_refused(url: str) -> None:
