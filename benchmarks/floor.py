@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import uvicorn
 
-from service.approvals import utc_now
 from service.decisions import Cast
 from service.domain import Ballot, BallotRecord, Choice, End, Report, Vote, ballot_key, tally
 from service.letters import Letters
 from service.outbox import Outbox
 from service.pages import Pages
+from service.records import utc_now
 from service.requests import definite, parse_request
 from service.settings import load_settings
 from service.tokens import Tokens

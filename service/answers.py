@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from resonate.promises import Promises
 
-from service.approvals import ANSWER, Clock, engine_errors, milliseconds, start_function, utc_now
+from service.records import ANSWER, Clock, engine_errors, milliseconds, start_function, utc_now
 from service.tokens import spell
 
 #: How long such a letter is tried for.

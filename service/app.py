@@ -23,7 +23,7 @@ from resonate.observability import BackgroundTaskFailed, Event, logging_observer
 from starlette.types import ASGIApp
 
 from service.answers import Answers
-from service.approvals import GROUP, Approvals
+from service.approvals import Approvals
 from service.decisions import Decisions
 from service.engine import Engine, open_engine, sqlite_path
 from service.engine.http import HttpSurface
@@ -38,6 +38,7 @@ from service.mailbox import Mailbox
 from service.outbox import Outbox
 from service.pages import Pages
 from service.parked import Notes
+from service.records import GROUP
 from service.requests import canonical_address
 from service.senders import Resolver, senders
 from service.settings import PREFIX, Endpoint, MailEndpoint, Settings

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from service.approvals import Approvals, Clock, engine_errors, settle, utc_now
+from service.approvals import Approvals
 from service.domain import Ballot, Channel, Choice, Closed, End, Vote
+from service.records import Clock, engine_errors, settle, utc_now
 from service.requests import clean_text
 
 log = logging.getLogger("approvals.decisions")

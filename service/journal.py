@@ -13,7 +13,9 @@ from resonate.error import ServerError
 from resonate.promises import Promises
 from resonate.types import PromiseRecord, Value
 
-from service.approvals import (
+from service.domain import Ballot, Signal, SignalKind
+from service.engine import OWNER_TAG
+from service.records import (
     APPROVER_TAG,
     KIND_TAG,
     Clock,
@@ -24,8 +26,6 @@ from service.approvals import (
     signal_id,
     utc_now,
 )
-from service.domain import Ballot, Signal, SignalKind
-from service.engine import OWNER_TAG
 from service.requests import GRACE
 from service.tokens import spell
 

@@ -12,10 +12,11 @@ from typing import Final, get_args
 import msgspec
 from resonate.types import PromiseRecord
 
-from service.approvals import APPROVAL, APPROVER_TAG, KIND_TAG, Approvals, engine_errors
+from service.approvals import Approvals
 from service.domain import BallotRecord, Report, Status
 from service.engine import Engine
 from service.errors import FieldProblem, NotFound, RequestInvalid
+from service.records import APPROVAL, APPROVER_TAG, KIND_TAG, engine_errors
 from service.requests import canonical_address
 
 #: Approvals in a page, at most.

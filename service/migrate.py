@@ -15,10 +15,10 @@ from resonate.send import Sender
 from resonate.transport import Transport
 from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq
 
-from service.approvals import APPROVAL, CREATED_TAG, GROUP, KIND_TAG, engine_errors
 from service.engine import OWNER_TAG, Engine, open_engine, sqlite_path
 from service.engine.lists import MAX_PAGE
 from service.errors import SettingsError
+from service.records import APPROVAL, CREATED_TAG, GROUP, KIND_TAG, engine_errors
 
 SETTING = "APPROVALS_ENGINE"
 #: Approvals in flight to the new engine at once.

@@ -13,9 +13,9 @@ from resonate.error import ResonateError
 from resonate.promises import Promises
 from resonate.types import Value
 
-from service.approvals import KIND_TAG, milliseconds, utc_now
 from service.engine import Parked
 from service.engine.lists import Search
+from service.records import KIND_TAG, milliseconds, utc_now
 from service.tokens import spell
 
 PARKED = "parked"

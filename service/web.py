@@ -6,32 +6,39 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
-import msgspec
 from resonate.error import ResonateError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from service.approvals import Approvals, Clock, utc_now
+from service.approvals import Approvals
 from service.decisions import Decisions
 from service.domain import Ballot, Choice, Closed, End, Report, to_wire
 from service.errors import ApprovalsError, BallotGone, EngineAway, FieldProblem, LinkInvalid, RequestInvalid
 from service.lists import Lists, read_filter
 from service.pages import MAX_COMMENT, Pages
+from service.records import Clock, utc_now
 from service.requests import clean_text
+from service.responses import (
+    HttpRefused,
+    defect,
+    form_fields,
+    json_body,
+    json_response,
+    no_route,
+    page_response,
+    problem_response,
+)
 from service.settings import Settings, is_loopback
 from service.tokens import NONCE_SECONDS, Tokens
 
 log = logging.getLogger("approvals.web")
 
-#: A request's message has at most 20,000 characters; a form's comment 4,000.
-MAX_BODY: Final = 256 * 1024
 MAX_WAIT: Final = 60.0
 _TEXTS: Final[dict[type[ApprovalsError], str]] = {
     LinkInvalid: (
@@ -46,15 +53,6 @@ _UNKNOWN: Final = "It is not known yet whether your decision was recorded. Open 
 _AFTER_LINKS: Final = ".,;:!?)]>\"'/"
 
 type Endpoint = Callable[[HttpRequest], Awaitable[Response]]
-
-
-class HttpRefused(ApprovalsError):
-    """A request that HTTP itself can refuse: its size, type, credentials or origin."""
-
-    def __init__(self, status: int, title: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.title = title  # type: ignore[misc]  # each refusal names itself
 
 
 class Web:
@@ -93,7 +91,7 @@ class Web:
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),
             ],
-            exception_handlers={HTTPException: _no_route, Exception: _defect},
+            exception_handlers={HTTPException: no_route, Exception: defect},
         )
         self.app.router.redirect_slashes = False
 
@@ -105,22 +103,24 @@ class Web:
 
     async def open_approval(self, request: HttpRequest) -> Response:
         """201 for a new approval, 200 for the same again, 409 for another under its id."""
-        report, new = await self._approvals.open(await _json_body(request))
-        return _json(report, 201 if new else 200, {"Location": f"/approvals/{report.id}"})
+        report, new = await self._approvals.open(await json_body(request))
+        return json_response(to_wire(report), 201 if new else 200, {"Location": f"/approvals/{report.id}"})
 
     async def list_approvals(self, request: HttpRequest) -> Response:
         """List approvals by ``?status=`` and ``?approver=``, in the order of their ids."""
         reports, cursor = await self._lists.page(read_filter(request.query_params))
-        return _answer({"items": [to_wire(report) for report in reports], "next_cursor": cursor})
+        return json_response({"items": [to_wire(report) for report in reports], "next_cursor": cursor})
 
     async def show_approval(self, request: HttpRequest) -> Response:
         """Tell how an approval stands, at once or as soon as it is closed within ``?wait=``."""
         seconds = _wait(request.query_params.get("wait", "0"))
-        return _json(await self._approvals.wait(request.path_params["id"], seconds, self._stopping))
+        return json_response(
+            to_wire(await self._approvals.wait(request.path_params["id"], seconds, self._stopping))
+        )
 
     async def start_workflow(self, request: HttpRequest) -> Response:
         """Start or find a workflow by its id: the call of Resonate's own walk-through."""
-        body = await _json_body(request)
+        body = await json_body(request)
         if not isinstance(body, dict) or not isinstance(body.get("workflow_id"), str):
             raise RequestInvalid(FieldProblem("workflow_id", "must be given, as a string"))
         if unknown := sorted(body.keys() - {"workflow_id"}):
@@ -137,9 +137,9 @@ class Web:
             renamed = [FieldProblem("workflow_id", p.message) for p in exc.problems if p.field == "id"]
             raise RequestInvalid(*(renamed or exc.problems)) from exc
         if report.status != "pending":
-            return _answer({"message": _result(report)})
+            return json_response({"message": _result(report)})
         state = "started" if new else "is waiting"
-        return _answer({"message": f"workflow {workflow_id} {state}; {approver} has been asked"})
+        return json_response({"message": f"workflow {workflow_id} {state}; {approver} has been asked"})
 
     # ── The page ──────────────────────────────────────────────────────────────
 
@@ -154,7 +154,7 @@ class Web:
     async def decide(self, request: HttpRequest) -> Response:
         """Cast the vote of the button that was pressed, on a page that this browser was shown."""
         ballot = await self._ballot(request)
-        fields = await _form(request)
+        fields = await form_fields(request)
         comment = clean_text(fields.get("comment", ""))
         choice = _choice(fields.get("choice"))
         if (end := self._ended(ballot)) is not None:
@@ -211,7 +211,7 @@ class Web:
             comment=comment,
             notice=notice,
         )
-        response = _html(page, status, csp_nonce)
+        response = page_response(page, status, csp_nonce)
         response.set_cookie(
             self._cookie,
             browser,
@@ -228,13 +228,13 @@ class Web:
         page = self._pages.closed(
             ask=ballot.ask, approver=ballot.approver, end=end, csp_nonce=csp_nonce, just_decided=just_decided
         )
-        return _html(page, status, csp_nonce)
+        return page_response(page, status, csp_nonce)
 
     # ── Health ────────────────────────────────────────────────────────────────
 
     async def healthz(self, _request: HttpRequest) -> Response:
         """200: the process answers."""
-        return _answer({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def readyz(self, _request: HttpRequest) -> Response:
         """200 when the engine answers, else 503. Letters wait for SMTP; that is no reason not to serve."""
@@ -243,8 +243,8 @@ class Web:
                 await self._approvals.ping()
         except (EngineAway, ResonateError, TimeoutError) as exc:
             log.warning("not ready: %s", exc)
-            return _answer({"status": "engine away"}, 503)
-        return _answer({"status": "ok"})
+            return json_response({"status": "engine away"}, 503)
+        return json_response({"status": "ok"})
 
     # ── Who may call, and how refusals look ───────────────────────────────────
 
@@ -254,11 +254,11 @@ class Web:
                 self._authorize(request)
                 return await endpoint(request)
             except ApprovalsError as exc:
-                return _problem(exc)
+                return problem_response(exc)
             except asyncio.CancelledError:
                 if not self._stopping.is_set():
                     raise
-                return _problem(HttpRefused(503, "Stopping", "this process stops; send it again"))
+                return problem_response(HttpRefused(503, "Stopping", "this process stops; send it again"))
 
         return guarded
 
@@ -272,7 +272,7 @@ class Web:
                 if isinstance(exc, EngineAway) and request.method == "POST":
                     text = _UNKNOWN
                 page = self._pages.problem(title=exc.title, text=text, csp_nonce=csp_nonce)
-                return _html(page, _status(exc), csp_nonce)
+                return page_response(page, exc.http_status, csp_nonce)
 
         return shown
 
@@ -315,96 +315,3 @@ def _result(report: Report) -> str:
         if approver.status == "decided":
             return f"{report.status} by {approver.email}, by {approver.channel}"
     return report.status
-
-
-async def _body(request: HttpRequest) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise HttpRefused(413, "Too large", f"at most {MAX_BODY} bytes")
-    return bytes(body)
-
-
-async def _form(request: HttpRequest) -> dict[str, str]:
-    try:
-        return dict(parse_qsl((await _body(request)).decode("utf-8", "replace"), max_num_fields=20))
-    except ValueError as exc:
-        raise HttpRefused(400, "Malformed form", "this is not the form of the page") from exc
-
-
-async def _json_body(request: HttpRequest) -> object:
-    # Only this type: a browser asks before it sends it to another site, so no page can call us unseen.
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HttpRefused(415, "Unsupported media type", "send Content-Type: application/json")
-    try:
-        value: object = msgspec.json.decode(await _body(request))
-    except (msgspec.DecodeError, RecursionError) as exc:
-        raise HttpRefused(400, "Malformed JSON", str(exc)) from exc
-    return value
-
-
-def _status(exc: ApprovalsError) -> int:
-    return exc.status if isinstance(exc, HttpRefused) else exc.http_status
-
-
-def _problem(exc: ApprovalsError) -> Response:
-    """Answer with a problem document (RFC 9457)."""
-    status = _status(exc)
-    document: dict[str, object] = {
-        "type": "about:blank",
-        "title": exc.title,
-        "status": status,
-        "detail": str(exc),
-    }
-    if isinstance(exc, RequestInvalid):
-        document["errors"] = exc.problems
-    headers = {"Retry-After": "5"} if isinstance(exc, EngineAway) else {}
-    if status == 401:  # noqa: PLR2004 - RFC 9110 wants the challenge with it
-        headers["WWW-Authenticate"] = "Bearer"
-    return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
-
-
-async def _no_route(_request: HttpRequest, exc: Exception) -> Response:
-    """Answer a path or method that is not ours as every other refusal is answered."""
-    status = exc.status_code if isinstance(exc, HTTPException) else 500
-    refusal = _problem(HttpRefused(status, HTTPStatus(status).phrase, "no such path or method here"))
-    if isinstance(exc, HTTPException) and exc.headers:
-        refusal.headers.update(exc.headers)
-    return refusal
-
-
-async def _defect(_request: HttpRequest, exc: Exception) -> Response:
-    """Answer a defect of ours without its text; the server logs it."""
-    log.error("a request failed", exc_info=exc)
-    return _problem(HttpRefused(500, "Internal error", "nothing was changed that was not acknowledged"))
-
-
-def _json(report: Report, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return _answer(to_wire(report), status, headers)
-
-
-def _answer(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    no_store = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return Response(msgspec.json.encode(document), status, no_store | (headers or {}), "application/json")
-
-
-def _html(page: str, status: int, csp_nonce: str) -> Response:
-    """Answer with a page that loads nothing, runs nothing, leaks nothing and can't be framed."""
-    policy = (
-        f"default-src 'none'; style-src 'nonce-{csp_nonce}'; form-action 'self'; "
-        "frame-ancestors 'none'; base-uri 'none'"
-    )
-    return HTMLResponse(
-        page,
-        status,
-        {
-            "Cache-Control": "no-store",
-            "Content-Security-Policy": policy,
-            # Not no-referrer: with that, browsers send Origin: null from our own form.
-            "Referrer-Policy": "same-origin",
-            "X-Content-Type-Options": "nosniff",
-            "X-Frame-Options": "DENY",
-            "X-Robots-Tag": "noindex, nofollow",
-        },
-    )

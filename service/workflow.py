@@ -27,7 +27,11 @@ from resonate.retry import Exponential, Never
 from resonate.types import Value
 
 from service.answers import ANSWER_LIFE, Answer
-from service.approvals import (
+from service.domain import Ballot, BallotRecord, Closed, End, Report, Vote, ballot_key, tally, to_wire
+from service.errors import RequestInvalid
+from service.letters import Letter, Letters
+from service.outbox import Accepted, Later, Sent, Undeliverable
+from service.records import (
     ANSWER,
     APPROVAL,
     Clock,
@@ -44,10 +48,6 @@ from service.approvals import (
     signals_of,
     utc_now,
 )
-from service.domain import Ballot, BallotRecord, Closed, End, Report, Vote, ballot_key, tally, to_wire
-from service.errors import RequestInvalid
-from service.letters import Letter, Letters
-from service.outbox import Accepted, Later, Sent, Undeliverable
 from service.requests import Ask, people
 from service.tokens import Tokens, spell, unspell
 

@@ -13,8 +13,8 @@ from typing import Any
 import dkim  # type: ignore[import-untyped] # it ships no types
 
 from service.app import DEVELOPMENT, Running, running
-from service.approvals import utc_now
 from service.demo import environment
+from service.records import utc_now
 from service.senders import DnsUnavailable
 from tests.journey.house import Person, settings_of, text_of
 from tests.unit.test_senders import Key, rsa

@@ -21,11 +21,11 @@ from service import app as app_module
 from service import mailbox as mailbox_module
 from service.answers import Answers
 from service.app import Running, running
-from service.approvals import utc_now
 from service.demo import environment, free_ports
 from service.domain import Vote, ballot_key
 from service.errors import EngineAway
 from service.journal import Journal
+from service.records import utc_now
 from service.smtpd import Listener
 from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann, zone
 from tests.journey.house import Person, eventually, settings_of, text_of

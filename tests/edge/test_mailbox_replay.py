@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.approvals import utc_now
+from service.records import utc_now
 from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann
 from tests.journey.house import Person, eventually, link_of
 

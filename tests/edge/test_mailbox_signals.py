@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from resonate.error import ServerError
 
-from service.approvals import APPROVER_TAG, KIND_TAG, signal_id, utc_now
 from service.domain import Signal, SignalKind, Vote, ballot_key
 from service.journal import SIGNAL_TAG
+from service.records import APPROVER_TAG, KIND_TAG, signal_id, utc_now
 from tests.edge.mail_house import ANN, approval, lived, reply_to, signed_by_ann
 from tests.journey.house import Person, link_of
 

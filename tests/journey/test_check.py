@@ -7,9 +7,9 @@ from pathlib import Path
 
 from resonate.types import TaskData, Value
 
-from service.approvals import GROUP, milliseconds, utc_now
 from service.demo import environment
 from service.parked import KEPT
+from service.records import GROUP, milliseconds, utc_now
 from tests.journey.house import eventually, house, settings_of
 
 KEYS = {"SECRET_KEYS": "k" * 43}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from service.app import Running
-from service.approvals import APPROVAL, GROUP, start_function, utc_now
 from service.demo import environment
 from service.lists import PAGE
+from service.records import APPROVAL, GROUP, start_function, utc_now
 from tests.journey.house import Person, eventually, house, link_of, settings_of
 
 ANN, BOB = "ann@corp.example", "bob@corp.example"
