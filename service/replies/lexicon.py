@@ -144,6 +144,11 @@ class Lexicon:
         """Return the words that begin a condition, likewise."""
         return _of(self._conditions, languages)
 
+    def negation(self, word: str, languages: Collection[str]) -> bool:
+        """Tell whether a folded word is among `negations`."""
+        tags = self._negations.get(word)
+        return tags is not None and (_telling(word) or not tags.isdisjoint(languages))
+
     def denies(self, sentence: Sequence[str], languages: Collection[str]) -> bool:
         """Tell whether the words of a sentence begin with a denial, likewise."""
         return self._begins(sentence, self._negations, languages)
@@ -159,7 +164,7 @@ class Lexicon:
             opener = " ".join(sentence[:end])
             # A word alone is as likely somebody's name: Jen is Czech for "only".
             if (tags := openers.get(opener)) and (
-                not tags.isdisjoint(languages) or (len(sentence) > end and _telling(opener))
+                not tags.isdisjoint(languages) or (len(sentence) > 1 and _telling(opener))
             ):
                 return True
         joined = "".join(sentence)

@@ -20,6 +20,8 @@ from service.replies.verdict import Judgement, disclaims, greets, judge, objects
 MAX_COMMENT: Final = 4_000
 MAX_READ: Final = 200
 _READ_LINES: Final = 3
+#: Sentences below a verdict that are looked at.
+MAX_SENTENCES: Final = 2_000
 
 _NEWLINE: Final = re.compile(r"\r\n|\r|\n")
 _REACTION: Final = "text/vnd.google.email-reaction+json"
@@ -121,14 +123,17 @@ def _taken_back(said: Judgement, lines: Sequence[str], sent: Sent) -> Why | None
         # "rejected" and below it "by Bob?": no stop, no blank line, no capital, so it may be one sentence.
         if lines[1][:1].islower() and lines[1].endswith("?") and not lines[0].endswith((".", "!")):
             return Why.QUESTION
-    disclaimed = False
+    read, disclaimed = 0, False
     for line in lines[1:]:
         # What a company puts below every mail goes on to the end of its paragraph.
         disclaimed = disclaimed and bool(line)
         for sentence in sentences(line):
+            read += 1
             disclaimed = disclaimed or disclaims(sentence)
             if not disclaimed and (why := objects(sentence, said, sent.language)):
                 return why
+            if read > MAX_SENTENCES:
+                return Why.UNREAD
     return None
 
 

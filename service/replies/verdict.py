@@ -24,9 +24,9 @@ from service.replies.values import Why
 #: Characters; a longer line is no phrase, and its beginning tells why.
 MAX_LINE: Final = 200
 #: Characters of a paragraph that are looked at together.
-MAX_SENTENCES: Final = 1_000
+MAX_PARAGRAPH: Final = 1_000
 #: Words before a sentence that change nothing.
-ASIDES: Final = {"ps", "nb", "edit", "update", "sorry", "and", "so"}
+ASIDES: Final = {"ps", "nb", "edit", "update", "sorry", "and"}
 #: Characters of a phrase that many sentences have by chance: it counts at either end of a clause.
 SHORT: Final = 3
 #: Words after a greeting: "Dr. Anna Maria" and no sentence.
@@ -35,7 +35,7 @@ MAX_NAMES: Final = 3
 _STOPS: Final = re.compile(r"!+|[.,\u060c\u3001\u3002]")
 #: Emphasis and quotation marks that mail programs and careful people put around a word.
 _WRAPPING: Final = ' *_"`\u201c\u201d\u201e\u00ab\u00bb'
-_BULLETS: Final = " *_[(<#>|\u2022-"
+_BULLETS: Final = " *_[(<#>|\u2022\u3010-"
 _BETWEEN: Final = re.compile(r"[\s.,!?;:()\"\u3001\u3002\u060c-]+")
 _QUESTION: Final = re.compile("[?\u061f\u055e]|[\u0370-\u03ff] ?;")
 _PICTOGRAM: Final = re.compile("([\u2600-\u27bf\U0001f300-\U0001faff])")
@@ -112,8 +112,8 @@ def greets(line: str) -> bool:
 
 def sentences(line: str) -> Iterator[str]:
     """Yield the sentences of `line`, folded."""
-    for start in range(0, len(line), MAX_SENTENCES):
-        folded = fold(line[start : start + MAX_SENTENCES]).replace("e-mail", "email")
+    for start in range(0, len(line), MAX_PARAGRAPH):
+        folded = fold(line[start : start + MAX_PARAGRAPH]).replace("e-mail", "email")
         folded = _NUMBERED.sub("nr ", _PICTOGRAM.sub(r" \1 ", folded))
         yield from filter(None, (part.strip(_BULLETS) for part in _SENTENCE.split(folded)))
 
@@ -147,14 +147,23 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     languages = {*said.languages, language, "en", "zxx"}
     clauses = [_tokens(clause) for clause in _CLAUSE.split(sentence)]
     every = [token for clause in clauses for token in clause]
+    denied = [token for token in every if words.negation(token, languages)]
     if said.verdict == "approve":
         if any(words.hedges(_past_courtesies(clause, languages), languages) for clause in clauses):
             return Why.CONDITION
-        if words.denies(_past_courtesies(every, languages), languages):
+        # "Rather not", "I can't approve it"; but "looks good, not too dear".
+        if words.denies(_past_courtesies(every, languages), languages) or (
+            denied
+            and (
+                every[-1] in denied
+                or any(_says("approve", clause, language, languages) for clause in clauses)
+            )
+        ):
             return Why.NEGATED
-    elif any(token in words.negations(languages) for token in every):
+    elif denied:
         return None
-    if any(_opposes(clause, said, language, languages) for clause in clauses):
+    other: Choice = "decline" if said.verdict == "approve" else "approve"
+    if any(_says(other, clause, language, languages) for clause in clauses):
         return Why.BOTH
     return Why.QUESTION if said.verdict == "approve" and _ASKS.search(sentence) else None
 
@@ -181,26 +190,24 @@ def _past_courtesies(tokens: list[str], languages: Collection[str]) -> list[str]
     return tokens[start:]
 
 
-def _opposes(clause: Sequence[str], said: Judgement, language: str, languages: Collection[str]) -> bool:
-    """Tell whether a clause has a phrase of the other side in it."""
+def _says(side: Choice, clause: Sequence[str], language: str, languages: Collection[str]) -> bool:
+    """Tell whether a clause has a phrase of one side in it: to decline, a long one of any language."""
     words = lexicon()
-    other: Choice = "decline" if said.verdict == "approve" else "approve"
     for start, head in enumerate(clause):
         for end in (
             range(start + 1, min(start + words.longest, len(clause)) + 1) if head in words.heads else ()
         ):
             phrase = " ".join(clause[start:end])
             found = words.verdict(phrase, language)
-            if found is None or found[0] != other:
+            if found is None or found[0] != side:
                 continue
-            known = not set(found[1]).isdisjoint(languages)
-            if known and (len(phrase) > SHORT or start == 0 or end == len(clause)):
-                return True
-            if said.verdict == "approve" and len(phrase) > SHORT:
+            long = len(phrase) > SHORT
+            known = not set(found[1]).isdisjoint(languages) and (long or start == 0 or end == len(clause))
+            if known or (long and side == "decline"):
                 return True
     joined = "".join(clause)
     return joined > SPACELESS and any(
-        phrase in joined for phrase in words.phrases[other] if phrase > SPACELESS and len(phrase) > 1
+        phrase in joined for phrase in words.phrases[side] if phrase > SPACELESS and len(phrase) > 1
     )
 
 

@@ -103,8 +103,8 @@ def test_any_markup_becomes_lines(markup: str) -> None:
 def test_no_hostile_mail_decides(name: str) -> None:
     """A mail made to exhaust a reader is refused or read, and is no decision; time is the benchmark's."""
     reading = read_reply(HOSTILE[name], SENT)
-    repeats = name == "text-approvals"  # "approve" on two thousand lines is one
-    assert not isinstance(reading, Reply) or reading.verdict is None or repeats
+    written = name.startswith("text-approval")  # and what is below does not take it back
+    assert not isinstance(reading, Reply) or reading.verdict is None or written
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,17 @@ import pytest
 from service.domain import Choice
 from service.replies.lexicon import fold, lexicon
 from service.replies.values import Why
-from service.replies.verdict import decides, greets, judge, takes_back
+from service.replies.verdict import (
+    Judgement,
+    decides,
+    disclaims,
+    greets,
+    judge,
+    objects,
+    sentences,
+    takes_back,
+    warns,
+)
 
 WORDS: Final = lexicon()
 CHOICES: Final[tuple[Choice, ...]] = ("approve", "decline")
@@ -120,6 +130,37 @@ def test_a_condition_or_a_bare_denial_below_takes_a_verdict_back() -> None:
         assert all(takes_back(f"{word}.", [tag]) for word in words.negations), tag
     assert not takes_back("Not urgent.", ["en"])
     assert not takes_back("De acuerdo.", ["es"])
+
+
+def test_a_condition_a_denial_or_a_refusal_below_takes_an_approval_back() -> None:
+    """Every language's condition, denial and refusal begins a sentence that does."""
+    for tag, words in WORDS.languages.items():
+        said = Judgement("approve", None, (tag,))
+        refusals = words.decline if tag != "zxx" else []
+        for word in (*words.conditions, *words.negations, *refusals):
+            assert objects(next(sentences(f"{word} x")), said, tag), (tag, word)
+    good = Judgement("approve", None, ("en",))
+    for line in ("Looks good, not too dear.", "There is no rush.", "Jen", "Street No. 5, Paris"):
+        assert not any(objects(sentence, good, "en") for sentence in sentences(line)), line
+
+
+def test_a_refusal_keeps_its_reasons() -> None:
+    """A condition, denial or question below a refusal explains it; an approval takes it back."""
+    said = Judgement("decline", None, ("en",))
+    for line in ("Only two nights are in the budget.", "I can't approve it.", "Ask again in May?", "No."):
+        assert not any(objects(sentence, said, "en") for sentence in sentences(line)), line
+    assert objects("i meant to approve it.", said, "en") is Why.BOTH
+
+
+def test_a_known_opening_is_told_however_it_is_written() -> None:
+    """What companies put below and gateways put above every mail is known in any case, set off or not."""
+    for tag, words in WORDS.languages.items():
+        for opener in words.disclaimers:
+            assert disclaims(next(sentences(f"* {opener.upper()}x"))) or ":" in opener, (tag, opener)
+        assert all(warns(f"*** {opener.upper()} x") for opener in words.banners), tag
+    assert disclaims(next(sentences("This e-mail and any files are confidential.")))
+    assert not disclaims(next(sentences("If you are not sure, ask Max.")))
+    assert not warns("External costs are too high")
 
 
 def test_two_verdicts_are_none() -> None:
