@@ -142,7 +142,7 @@ class _Quotation:
         line = self.lines[at]
         if line.quoted or self._separates(at):
             return True
-        return self.letter.names(line.folded) and self._attributes(line)
+        return self._names_us(line)
 
     def _copied(self, at: int) -> bool:
         """Tell whether an unmarked copy begins at a line: it goes on, a comment that repeats us does not."""
@@ -188,6 +188,10 @@ class _Quotation:
         signs = (folded.endswith(":"), folded.startswith("<"), bool(_DATED.search(folded)), self._wrote(line))
         return sure and sum(signs) > 1 and not weighs(line.text, self.letter.language)
 
+    def _names_us(self, line: _Line) -> bool:
+        """Tell whether a line ends an attribution with an address of ours."""
+        return self.letter.names(line.folded) and self._attributes(line)
+
     def _above_attribution(self) -> int:
         """Return where the new text above the quotation ends: before "On ... X wrote:" and bare rules."""
         end = self.start
@@ -195,24 +199,25 @@ class _Quotation:
             return end
         while end and self._spacer(self.lines[end - 1]):
             end -= 1
-        line = self.lines[self.start]
-        named = not line.quoted and self.letter.names(line.folded) and self._attributes(line)
+        named = not self.lines[self.start].quoted and self._names_us(self.lines[self.start])
         if named and end < self.start:
             return end
         reach = end = self.start + 1 if named else end
-        timed = False
+        when = who = False
         while reach and end - reach < _ATTRIBUTION:
             line = self.lines[reach - 1]
-            # Its last line tells it, and what is above goes with it as long as it is not whole.
-            if self._spacer(line) or not (reach < end or self._attributes(line)):
+            last = named or line.folded.endswith(":") or self._wrote(line)
+            if self._spacer(line) or not (reach < end or last):
                 break
             if weighs(line.text, self.letter.language) or self._decides(line):
                 break
             reach -= 1
-            timed = timed or bool(_TIMED.search(line.folded))
-            if timed and not line.folded.startswith("<"):
+            when = when or bool(_TIMED.search(line.folded))
+            who = who or self._wrote(line) or self.letter.names(line.folded)
+            # Once it is whole, what stands above it is the writer's.
+            if when and who and not line.folded.startswith("<"):
                 return reach
-        return end - 1 if reach < end else end
+        return end - 1 if end and (named or self._attributes(self.lines[end - 1])) else end
 
     def _spacer(self, line: _Line) -> bool:
         return not line.text or bool(_RULE.fullmatch(line.folded))
@@ -239,7 +244,7 @@ class _Quotation:
             elif not line.quoted and line.text != UNREAD:
                 if _SIGNATURE.fullmatch(line.text) or self._separates(at) or self._copied(at):
                     break
-                if not self._broken_off(at) and not self._perhaps_broken_off(at):
+                if not (self._names_us(line) or self._broken_off(at) or self._perhaps_broken_off(at)):
                     kept.append(line)
         return _signed_off(kept, self.words, self.letter.language)
 

@@ -235,3 +235,17 @@ def test_a_comment_holds_nothing_of_the_quotation(tag: str) -> None:
     assert {name: reply.comment for name, reply in read.items() if isinstance(reply, Reply)} == dict.fromkeys(
         replies, "Good."
     )
+
+
+@pytest.mark.parametrize("tag", TONGUES)
+def test_an_attribution_is_told_wherever_it_breaks(tag: str) -> None:
+    """Broken over lines, an attribution is no comment, above a quotation or where all is below."""
+    letter, tongue = sent("Team trip to Paris in May", "Four people, three nights."), TONGUES[tag]
+    for width in (60, 66, 72, 78):
+        attribution = "\n".join(broken(tongue.attributed(FROM), width))
+        above = mail(f"{tongue.yes}\nGood.\n{attribution}\n{marked(letter.text, None)}\n")
+        below = mail(f"{attribution}\n{marked(letter.text, None)}\n\n{tongue.yes}\nGood.\n")
+        for raw in (above, below):
+            reading = read_reply(raw, letter)
+            assert isinstance(reading, Reply)
+            assert (reading.verdict, reading.comment) == ("approve", "Good."), width
