@@ -1,10 +1,11 @@
 """What is new in a reply, told from our own letter that it quotes.
 
 A general parser guesses at quoting; we know the letter that was sent. The quotation
-begins at the first line that is marked (``>``, a separator, Outlook's header rows)
-or ours (our address, the subject, words of the letter in their order); the attribution
-above it goes too. Text above is new. Text below is new only where the quotation is
-marked: below an unmarked copy, the letter's own buttons could pass for an answer.
+begins at the first line that is marked (``>``, a separator, Outlook's header rows, an
+attribution that names us) and, where none is, at several lines of the letter; the
+attribution above it goes too. Text above is new. Text below is new only where the
+quotation is marked: below an unmarked copy, the letter's own buttons could pass for an
+answer, and below two attributions somebody else's.
 """
 
 import re
@@ -16,7 +17,7 @@ from typing import Final
 from service.replies.lexicon import Lexicon, fold, lexicon, visible
 from service.replies.markup import CUT, UNREAD
 from service.replies.values import Sent
-from service.replies.verdict import decides, warns, weighs
+from service.replies.verdict import decides, hedges, warns, weighs
 
 #: Lines of a text that are read, and characters of a line by which it is recognised.
 MAX_LINES: Final = 2_000
@@ -151,12 +152,20 @@ class _Quotation:
             return not weighs(line.text, self.letter.language)
         if not self.letter.wrote(line.words):
             return False
-        following = [i for i in range(at + 1, min(at + 1 + 2 * RUN, len(self.lines))) if self.lines[i].text]
-        ours = [i for i in following[:RUN] if self.letter.wrote(self.lines[i].words) or self._broken_off(i)]
         if at == self.first:
             return True
-        # Its first line may be the writer's last: what hedges is hers if in doubt.
-        return len(ours) >= RUN - 1 and not weighs(line.text, self.letter.language)
+        following = [i for i in range(at + 1, min(at + 1 + 2 * RUN, len(self.lines))) if self.lines[i].text]
+        ours = [i for i in following[:RUN] if self.letter.wrote(self.lines[i].words) or self._broken_off(i)]
+        if len(ours) < RUN - 1:
+            return False
+        # Up to where it is out of order these may be the writer's last words.
+        together = [line]
+        for i in following:
+            if not self.letter.wrote([*together[-1].words[1 - RUN :], *self.lines[i].words][:RUN]):
+                doubted = any(weighs(other.text, self.letter.language) for other in together)
+                return self.letter.wrote(self.lines[i].words) and not doubted
+            together.append(self.lines[i])
+        return True
 
     def _separates(self, at: int) -> bool:
         """Tell whether a line parts the new from the old: a marker, a separator, Outlook's rows.
@@ -164,22 +173,35 @@ class _Quotation:
         Only where it heads something: a writer may draw lines and write rows too.
         """
         line = self.lines[at]
-        if line.text == CUT or line.folded.strip(" -_*:") in self.words.forwarded:
+        if line.text == CUT:
             return True
-        near = [other for other in self.lines[at : at + 2 * _ROWS] if other.text][:_ROWS]
-        if _SEPARATOR.fullmatch(line.folded):
-            return at == self.first or (len(near) > 1 and self._heads(near[1]))
-        if not line.label:
-            return False
-        rows = [other for other in near if other.label]
-        kinds = {kind for row in rows for kind in row.label}
-        if len(rows) < 2 or len(kinds) < 2 or not kinds & {"from", "sent"}:  # noqa: PLR2004
-            return False
-        return at == self.first or "subject" in kinds or any("@" in row.folded for row in rows)
+        forwarded = line.folded.strip(" -_*:") in self.words.forwarded
+        if not forwarded and not _SEPARATOR.fullmatch(line.folded):
+            return self._rows(at)
+        below = next(
+            (i for i in range(at + 1, min(at + 2 * _ROWS, len(self.lines))) if self.lines[i].text), at
+        )
+        other = self.lines[below]
+        return (
+            at == self.first
+            or other.quoted
+            or self._attributes(other)
+            or self.letter.wrote(other.words)
+            or (bool(other.label) if forwarded else self._rows(below))
+        )
 
-    def _heads(self, line: _Line) -> bool:
-        """Tell whether a line below a separator is the beginning of an older mail."""
-        return bool(line.label) or line.quoted or self._attributes(line) or self.letter.wrote(line.words)
+    def _rows(self, at: int) -> bool:
+        """Tell whether Outlook's rows begin at a line, and not rows that a writer made."""
+        if not self.lines[at].label:
+            return False
+        near = [other for other in self.lines[at : at + 2 * _ROWS] if other.text and not other.quoted][:_ROWS]
+        kinds = {kind for row in near for kind in row.label}
+        if len(kinds) < 2 or not kinds & {"from", "sent"} or sum(bool(row.label) for row in near) < 2:  # noqa: PLR2004
+            return False
+        known = any(
+            (row.label and self.letter.names(row.folded)) or self.letter.wrote(row.words) for row in near
+        )
+        return at == self.first or "subject" in kinds or known
 
     def _attributes(self, line: _Line) -> bool:
         """Tell whether a line ends "On ... X wrote:", by two signs of it and no word of the writer's."""
@@ -237,14 +259,20 @@ class _Quotation:
         Stops where a copy of ours stands unmarked: from there on nothing can be told apart.
         """
         kept: list[_Line] = []
+        # A piece of a quoted line stands below it, or below another piece.
+        ours = True
         for at in range(quoted, len(self.lines)):
             line = self.lines[at]
             if not line.text:
                 kept.append(line)
-            elif not line.quoted and line.text != UNREAD:
+            elif line.quoted:
+                ours = True
+            elif line.text != UNREAD:
                 if _SIGNATURE.fullmatch(line.text) or self._separates(at) or self._copied(at):
                     break
-                if not (self._names_us(line) or self._broken_off(at) or self._perhaps_broken_off(at)):
+                broken_off = ours and self._broken_off(at)
+                ours = broken_off or self._names_us(line) or self._perhaps_broken_off(at)
+                if not ours:
                     kept.append(line)
         return _signed_off(kept, self.words, self.letter.language)
 
@@ -291,8 +319,14 @@ class _Quotation:
 
 
 def _signed_off(lines: Sequence[_Line], words: Lexicon, language: str) -> list[_Line]:
-    """Return `lines` without signature: all below ``-- ``, and "Sent from my phone" near the end."""
+    """Return `lines` without signature: all below ``-- ``, and "Sent from my phone" near the end.
+
+    Below words of the writer's, what begins with a condition is no signature.
+    """
     end = next((i for i, line in enumerate(lines) if _SIGNATURE.fullmatch(line.text)), len(lines))
+    below = next((line.text for line in lines[end + 1 :] if line.text), "")
+    if any(line.text for line in lines[:end]) and hedges(below, language):
+        end = len(lines)
     last = [i for i in range(end) if lines[i].text][-_SIGNED:]
     mobile = {i for i in last if _names_device(lines[i], words) and not weighs(lines[i].text, language)}
     return [line for i, line in enumerate(lines[:end]) if i not in mobile]

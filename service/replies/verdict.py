@@ -168,6 +168,12 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     return Why.QUESTION if said.verdict == "approve" and _ASKS.search(sentence) else None
 
 
+def hedges(line: str, language: str) -> bool:
+    """Tell whether `line`, below an approval, takes it back."""
+    said = Judgement("approve", None)
+    return any(objects(sentence, said, language) and not disclaims(sentence) for sentence in sentences(line))
+
+
 def weighs(line: str, language: str) -> bool:
     """Tell whether `line` says yes, no or perhaps anywhere: then it is its writer's own."""
     return any(
