@@ -147,9 +147,12 @@ def _bodies(mail: Part) -> tuple[list[str], list[str]]:
     room = MAX_TEXT
     for part in own:
         if part.content_type == "text/plain":
+            if room <= 0:
+                plain.append(UNREAD)
+                break
             text, whole = part.text()
             plain += _lines(part, text[:room], whole=whole and len(text) <= room)
-            room = max(room - len(text), 0)
+            room -= len(text)
     return plain, lines_of(part.text() for part in own if part.content_type == "text/html")
 
 
