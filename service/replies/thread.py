@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from service.replies.lexicon import fold
-from service.replies.mime import Headers, Part
+from service.replies.mime import MAX_HTML, Headers, Part
 from service.replies.signals import MAX_SUBJECT, subject_of
 from service.replies.values import Sent, Sign
 
@@ -98,9 +98,11 @@ def _is_elsewhere(headers: Headers) -> bool:
 
 def _quoted(mail: Part) -> Iterator[str]:
     """Yield what names letters of ours in the mail's text: quotations hold their links and addresses."""
+    room = MAX_HTML  # for all of it: no mail that decides has more
     for part in mail.walk():
-        if part.content_type in {"text/plain", "text/html"} and not part.attached:
-            text, _ = part.text()
+        if room > 0 and part.content_type in {"text/plain", "text/html"} and not part.attached:
+            text = part.text()[0][:room]
+            room -= len(text)
             yield from _LINK.findall(text)
             yield from _TOKEN.findall(text.lower())
 
