@@ -53,7 +53,7 @@ async def at_work(
     *,
     engine_ahead: timedelta = timedelta(0),
     ahead: timedelta = timedelta(0),
-    file: str = "a.db",
+    url: str | None = None,
     works: bool = True,
 ) -> AsyncIterator[Approvals]:
     """A worker, unless none `works`, whose clock is `ahead`, on an engine whose clock is that much more."""
@@ -65,7 +65,7 @@ async def at_work(
         return now_ms() + int(ahead.total_seconds() * 1000)
 
     group = GROUP if works else "others"
-    engine = open_engine(f"sqlite:///{folder}/{file}", clock=engines_ms, group=group)
+    engine = open_engine(url or f"sqlite:///{folder}/a.db", clock=engines_ms, group=group)
     await engine.start()
     resonate = engine.client(clock=ours_ms)
     letters = Letters(sender="approvals@localhost", reply_domain="localhost")

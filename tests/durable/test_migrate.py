@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from service.approvals import Approvals
 from service.decisions import Decisions
 from service.demo import environment, free_ports
@@ -15,6 +17,7 @@ from service.migrate import migrate
 from tests.durable.test_clocks import Mail, at_work
 from tests.durable.test_kill import service, started
 from tests.engine.live import until
+from tests.engine.real import postgres_url, server_url
 from tests.journey.house import link_of, reachable
 
 ANN, BOB = "ann@corp.example", "bob@corp.example"
@@ -93,9 +96,17 @@ async def test_old_letters_decide_on_the_new_engine(tmp_path: Path) -> None:
             assert [mail["Message-ID"] for mail in await person.letters()] == [receipt["Message-ID"]]
 
 
-async def test_each_approver_goes_along_as_they_stand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "server", "postgres"])
+async def test_each_approver_goes_along_as_they_stand(kind: str, tmp_path: Path) -> None:
     """Whom no letter reaches stays out of reach, who decided has decided, and nobody is asked again."""
-    source, target = (f"sqlite:///{tmp_path}/{name}" for name in ("a.db", "b.db"))
+    source = f"sqlite:///{tmp_path}/a.db"
+    match kind:
+        case "server":
+            target = server_url(empty=True)
+        case "postgres":
+            target = postgres_url()
+        case _:
+            target = f"sqlite:///{tmp_path}/b.db"
     mail = Mail("takes")
     async with at_work(tmp_path, mail) as approvals:
         for name in ("one-bounced", "all-bounced", "decided"):
@@ -108,9 +119,9 @@ async def test_each_approver_goes_along_as_they_stand(tmp_path: Path) -> None:
         assert (await Decisions(approvals).cast(ballot, "decline", "link")).counted
         before = [await approvals.show(name) for name in ("one-bounced", "all-bounced", "decided")]
     assert (await migrate(source, target, token=None, leave=False)).moved == 3
-    async with at_work(tmp_path, mail, file="b.db", works=False) as approvals:
+    async with at_work(tmp_path, mail, url=target, works=False) as approvals:
         assert [await approvals.show(name) for name in ("one-bounced", "all-bounced", "decided")] == before
-    async with at_work(tmp_path, mail, file="b.db") as approvals:
+    async with at_work(tmp_path, mail, url=target) as approvals:
         assert (await approvals.wait("all-bounced", 20)).status == "undeliverable"
         await bounced(approvals, "one-bounced", BOB)
         assert (await approvals.wait("one-bounced", 20)).status == "undeliverable"
