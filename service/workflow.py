@@ -27,10 +27,10 @@ from resonate.retry import Exponential, Never
 from resonate.types import Value
 
 from service.answers import ANSWER_LIFE, Answer
+from service.conversation import Accepted, Later, Sent, Undeliverable
 from service.domain import Ballot, BallotRecord, Closed, End, Report, Vote, ballot_key, tally, to_wire
 from service.errors import RequestInvalid
 from service.letters import Letter, Letters
-from service.outbox import Accepted, Later, Sent, Undeliverable
 from service.records import (
     ANSWER,
     APPROVAL,

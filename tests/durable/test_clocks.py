@@ -14,10 +14,10 @@ from resonate.types import TaskData, Value
 
 from service import workflow
 from service.approvals import Approvals
+from service.conversation import Accepted, Later, Sent
 from service.engine import open_engine
 from service.engine.clock import now_ms
 from service.letters import Letter, Letters
-from service.outbox import Accepted, Later, Sent
 from service.records import APPROVAL, GROUP, utc_now
 from service.tokens import Tokens
 from service.workflow import Ports, register

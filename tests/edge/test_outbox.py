@@ -11,8 +11,9 @@ import pytest
 import pytest_asyncio
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from service.conversation import MAX_TEXT, Accepted, Later, Undeliverable
 from service.letters import Letter
-from service.outbox import MAX_TEXT, Accepted, Later, Outbox, Undeliverable
+from service.outbox import Outbox
 from service.settings import SmtpServer
 from service.smtpd import Listener
 from tests.edge.smtp_house import HANG_UP, SILENCE, SmtpHouse, smtp_house

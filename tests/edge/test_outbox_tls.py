@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import pytest
 
+from service.conversation import Accepted, Later
 from service.letters import Letter
-from service.outbox import Accepted, Later, Outbox
+from service.outbox import Outbox
 from service.settings import SmtpServer
 from tests.edge.smtp_house import PASSWORD, USER, Certificates, SmtpHouse, make_certificates, smtp_house
 

@@ -13,13 +13,13 @@ from resonate.resonate import Resonate
 
 from service.answers import Answers
 from service.approvals import Approvals
+from service.conversation import Accepted
 from service.decisions import Decisions
 from service.domain import Report, ballot_key
 from service.engine import Engine, open_engine, writer
 from service.engine.clock import now_ms
 from service.errors import BallotGone, IdTaken, NotFound
 from service.letters import Letter, Letters
-from service.outbox import Accepted
 from service.records import GROUP, instant
 from service.tokens import Tokens
 from service.workflow import Ports, register

@@ -26,6 +26,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("engine",),
     ("records",),
     ("approvals",),
+    ("conversation",),
     ("answers", "decisions", "journal", "lists", "outbox", "responses"),
     ("workflow", "parked", "migrate"),
     ("sockets",),
