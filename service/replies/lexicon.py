@@ -40,7 +40,9 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `approve` and `decline` count in every letter, `..._here` only where the letter was
     in this language, and `doubtful` does not count there: those words are somebody
-    else's yes or no. The rest is for finding what is new in a reply.
+    else's yes or no. `negations`, `conditions` and `retractions` begin what takes a verdict
+    back, and a word of `instead` tells the verdict that was meant from one that is told of.
+    The rest is for finding what is new in a reply.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     greetings: list[str] = []
     negations: list[str] = []
     conditions: list[str] = []
+    retractions: list[str] = []
+    instead: list[str] = []
     wrote: list[str] = []
     label_from: list[str] = []
     label_sent: list[str] = []
@@ -87,7 +91,9 @@ class Lexicon:
         self._doubtful = {tag: frozenset(map(fold, words.doubtful)) for tag, words in languages.items()}
         self._courtesies = self._by_word("courtesies")
         self._negations = self._by_word("negations")
-        self._conditions = self._by_word("conditions")
+        self._retractions = self._by_word("retractions")
+        self._conditions = self._by_word("conditions") | self._retractions
+        self.instead = self._union("instead")
         self.greetings = self._union("greetings")
         self.wrote = self._union("wrote")
         self.forwarded = self._union("forwarded")
@@ -156,6 +162,10 @@ class Lexicon:
     def hedges(self, sentence: Sequence[str], languages: Collection[str]) -> bool:
         """Tell whether they begin with a condition, likewise."""
         return self._begins(sentence, self._conditions, languages)
+
+    def retracts(self, sentence: Sequence[str], languages: Collection[str]) -> bool:
+        """Tell whether they begin by taking back what was said, likewise."""
+        return self._begins(sentence, self._retractions, languages)
 
     def _begins(
         self, sentence: Sequence[str], openers: dict[str, set[str]], languages: Collection[str]

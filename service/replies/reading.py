@@ -14,7 +14,16 @@ from service.replies.sender import message_id_of, sender_of
 from service.replies.signals import ignored
 from service.replies.thread import signs_of
 from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
-from service.replies.verdict import Judgement, disclaims, greets, judge, objects, sentences, takes_back
+from service.replies.verdict import (
+    Judgement,
+    disclaims,
+    greets,
+    judge,
+    objects,
+    retracts,
+    sentences,
+    takes_back,
+)
 
 #: Characters of a comment, and of what a letter that asks back repeats.
 MAX_COMMENT: Final = 4_000
@@ -118,7 +127,9 @@ def _taken_back(said: Judgement, lines: Sequence[str], sent: Sent) -> Why | None
     if not first.strip("?\u061f\uff1f "):
         return Why.QUESTION if first else None
     if said.verdict == "decline":
-        if takes_back(first, {*said.languages, sent.language}):
+        # Set apart by a stop or a blank line, "only two nights are in the budget" is the reason.
+        apart = not lines[1] or lines[0].endswith((".", "!"))
+        if (retracts if apart else takes_back)(first, {*said.languages, sent.language}):
             return Why.CONDITION
         # "rejected" and below it "by Bob?": no stop, no blank line, no capital, so it may be one sentence.
         if lines[1][:1].islower() and lines[1].endswith("?") and not lines[0].endswith((".", "!")):

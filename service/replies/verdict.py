@@ -29,6 +29,8 @@ MAX_PARAGRAPH: Final = 1_000
 ASIDES: Final = {"ps", "nb", "edit", "update", "sorry", "and"}
 #: Characters of a phrase that many sentences have by chance: it counts at either end of a clause.
 SHORT: Final = 3
+#: Words of a clause that says nothing but what it begins with.
+FEW: Final = 3
 #: Words after a greeting: "Dr. Anna Maria" and no sentence.
 MAX_NAMES: Final = 3
 
@@ -136,12 +138,24 @@ def takes_back(line: str, languages: Collection[str]) -> bool:
     return folded.strip(" .!") in words.negations(languages) or words.hedges(_tokens(folded), languages)
 
 
+def retracts(line: str, languages: Collection[str]) -> bool:
+    """Tell whether `line`, set apart from a refusal above, begins by taking it back."""
+    words = lexicon()
+    clauses = (_past_courtesies(_tokens(part), languages) for part in _CLAUSE.split(fold(line[:MAX_LINE])))
+    clause = next(filter(None, clauses), ())
+    # "Wait!", but "wait for the new budget" is a reason.
+    return words.retracts(clause, languages) and (
+        len(clause) <= FEW or not words.retracts(clause[:1], languages)
+    )
+
+
 def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     """Return why a folded `sentence` below a verdict in answer to a letter in `language` leaves it none.
 
     Approving is what harms: an approval stands where no clause below begins with a condition,
     and no sentence with a denial, asks, or has a phrase that declines. A refusal is often explained by what a
-    condition or a denial says, and falls to a phrase that approves and is not denied.
+    condition, a denial or an approval says ("I would approve two nights"), and falls to one that is meant:
+    not denied, in few words, at the beginning of a clause or after "I meant".
     """
     words = lexicon()
     languages = {*said.languages, language, "en", "zxx"}
@@ -160,12 +174,11 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
             )
         ):
             return Why.NEGATED
-    elif denied:
-        return None
-    other: Choice = "decline" if said.verdict == "approve" else "approve"
-    if any(_says(other, clause, language, languages) for clause in clauses):
-        return Why.BOTH
-    return Why.QUESTION if said.verdict == "approve" and _ASKS.search(sentence) else None
+        if any(_says("decline", clause, language, languages) for clause in clauses):
+            return Why.BOTH
+        return Why.QUESTION if _ASKS.search(sentence) else None
+    told = denied or not any(_means("approve", clause, every, language, languages) for clause in clauses)
+    return None if told else Why.BOTH
 
 
 def hedges(line: str, language: str) -> bool:
@@ -176,10 +189,11 @@ def hedges(line: str, language: str) -> bool:
 
 def weighs(line: str, language: str) -> bool:
     """Tell whether `line` says yes, no or perhaps anywhere: then it is its writer's own."""
+    languages = {language, "en", "zxx"}
     return any(
-        objects(sentence, Judgement(side, None), language)
+        objects(sentence, Judgement("approve", None), language)
+        or any(_says("approve", _tokens(clause), language, languages) for clause in _CLAUSE.split(sentence))
         for sentence in sentences(line)
-        for side in ("approve", "decline")
     )
 
 
@@ -187,7 +201,7 @@ def _tokens(folded: str) -> list[str]:
     return [token for part in _BETWEEN.split(folded) if (token := part.strip(_WRAPPING + "'~"))]
 
 
-def _past_courtesies(tokens: list[str], languages: Collection[str]) -> list[str]:
+def _past_courtesies(tokens: Sequence[str], languages: Collection[str]) -> Sequence[str]:
     """Return `tokens` from the first that is more than politeness: "please don't", "PS only if"."""
     words = lexicon()
     start = 0
@@ -214,6 +228,26 @@ def _says(side: Choice, clause: Sequence[str], language: str, languages: Collect
     joined = "".join(clause)
     return joined > SPACELESS and any(
         phrase in joined for phrase in words.phrases[side] if phrase > SPACELESS and len(phrase) > 1
+    )
+
+
+def _means(
+    side: Choice, clause: Sequence[str], every: Sequence[str], language: str, languages: Collection[str]
+) -> bool:
+    """Tell whether a clause of the sentence `every` says a side of its own, and does not tell of one."""
+    words = lexicon()
+    clause = _past_courtesies(clause, languages)
+    if (found := words.verdict(" ".join(clause), language)) and found[0] == side:
+        return True
+    if not _says(side, clause, language, languages):
+        return False
+    return (
+        len(clause) <= FEW
+        or not words.instead.isdisjoint(every)
+        or any(
+            (found := words.verdict(phrase, language)) and found[0] == side and len(phrase) > SHORT
+            for phrase in (" ".join(clause[:end]) for end in range(1, words.longest + 1))
+        )
     )
 
 

@@ -15,6 +15,7 @@ from service.replies.verdict import (
     greets,
     judge,
     objects,
+    retracts,
     sentences,
     takes_back,
     warns,
@@ -118,7 +119,7 @@ def test_no_phrase_decides_when_asked_denied_or_conditional(choice: Choice) -> N
             for word in words.negations:
                 assert decides(f"{word} {phrase}", tag) is None, (tag, word, phrase)
                 assert decides(f"{phrase} {word}", tag) is None, (tag, word, phrase)
-            for word in words.conditions:
+            for word in words.conditions + words.retractions:
                 assert decides(f"{phrase} {word} x", tag) is None, (tag, word, phrase)
                 assert decides(f"{phrase}, {word} x", tag) is None, (tag, word, phrase)
 
@@ -126,7 +127,8 @@ def test_no_phrase_decides_when_asked_denied_or_conditional(choice: Choice) -> N
 def test_a_condition_or_a_bare_denial_below_takes_a_verdict_back() -> None:
     """Every language's "if", "but", "only" begins a line that does, and its "not" alone is one."""
     for tag, words in WORDS.languages.items():
-        assert all(takes_back(f"{word} x", [tag]) for word in words.conditions), tag
+        assert all(takes_back(f"{word} x", [tag]) for word in words.conditions + words.retractions), tag
+        assert all(retracts(f"{word}!", [tag]) for word in words.retractions), tag
         assert all(takes_back(f"{word}.", [tag]) for word in words.negations), tag
     assert not takes_back("Not urgent.", ["en"])
     assert not takes_back("De acuerdo.", ["es"])
@@ -137,7 +139,7 @@ def test_a_condition_a_denial_or_a_refusal_below_takes_an_approval_back() -> Non
     for tag, words in WORDS.languages.items():
         said = Judgement("approve", None, (tag,))
         refusals = words.decline if tag != "zxx" else []
-        for word in (*words.conditions, *words.negations, *refusals):
+        for word in (*words.conditions, *words.retractions, *words.negations, *refusals):
             assert objects(next(sentences(f"{word} x")), said, tag), (tag, word)
     good = Judgement("approve", None, ("en",))
     for line in ("Looks good, not too dear.", "There is no rush.", "Jen", "Street No. 5, Paris"):
@@ -165,7 +167,8 @@ def test_a_known_opening_is_told_however_it_is_written() -> None:
 
 def test_two_verdicts_are_none() -> None:
     """Every pair of an approval and a refusal, however joined, is asked back."""
-    approvals, refusals = (sorted(WORDS.phrases[side])[::7] for side in CHOICES)
+    counted = ({p for p in WORDS.phrases[side] if WORDS.verdict(p, "en")} for side in CHOICES)
+    approvals, refusals = (sorted(phrases)[::7] for phrases in counted)
     for a, d in product(approvals, refusals):
         assert all(decides(line, "en") is None for line in (f"{a} {d}", f"{d}, {a}", f"{a}. {d}."))
 
