@@ -41,7 +41,10 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `approve` and `decline` count in every letter, `..._here` only where the letter was
     in this language, and `doubtful` does not count there: those words are somebody
     else's yes or no. `negations`, `conditions` and `retractions` begin what takes a verdict
-    back, and a word of `instead` tells the verdict that was meant from one that is told of.
+    back, `conditions_anywhere` need not even begin it, and a denial does with one of `acts`,
+    "do not book"; `telling` are those of two letters that mean themselves in any mail
+    before two more words. A word of `instead` tells the verdict that was meant from one that
+    is told of.
     The rest is for finding what is new in a reply.
     """
 
@@ -54,7 +57,10 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     courtesies: list[str] = []
     greetings: list[str] = []
     negations: list[str] = []
+    acts: list[str] = []
     conditions: list[str] = []
+    conditions_anywhere: list[str] = []
+    telling: list[str] = []
     retractions: list[str] = []
     instead: list[str] = []
     wrote: list[str] = []
@@ -93,6 +99,9 @@ class Lexicon:
         self._negations = self._by_word("negations")
         self._retractions = self._by_word("retractions")
         self._conditions = self._by_word("conditions") | self._retractions
+        self._anywhere = self._by_word("conditions_anywhere")
+        self._telling = self._union("telling")
+        self.acts = self._union("acts")
         self.instead = self._union("instead")
         self.greetings = self._union("greetings")
         self.wrote = self._union("wrote")
@@ -111,11 +120,12 @@ class Lexicon:
             "approve": frozenset(phrase for phrase, (choice, _) in said if choice == "approve"),
             "decline": frozenset(phrase for phrase, (choice, _) in said if choice == "decline"),
         }
-        spoken = (*(phrase for phrase, _ in said), *self._negations, *self._conditions)
+        spoken = (*(phrase for phrase, _ in said), *self._negations, *self._conditions, *self._anywhere)
         #: Every word of a phrase, a denial or a condition.
         self.weighty = frozenset(word for phrase in spoken for word in phrase.split())
         #: The most words of one of these.
         self.longest = max(len(phrase.split()) for phrase in spoken)
+        self._opening = frozenset(word.split()[0] for word in (*self._conditions, *self._anywhere))
         #: The first words of phrases.
         self.heads = frozenset(phrase.split()[0] for phrase, _ in said)
         self.labels: dict[str, frozenset[str]] = {}
@@ -167,6 +177,15 @@ class Lexicon:
         """Tell whether they begin by taking back what was said, likewise."""
         return self._begins(sentence, self._retractions, languages)
 
+    def limits(self, clause: Sequence[str], languages: Collection[str], *, approving: bool) -> bool:
+        """Tell whether the words of a clause have a condition among them; `approving`: any of the lists."""
+        starts = (clause[start:] for start, word in enumerate(clause) if word in self._opening)
+        return any(
+            self._begins(rest, self._anywhere, self.languages)
+            or (approving and self._begins(rest, self._conditions, languages))
+            for rest in starts
+        )
+
     def _begins(
         self, sentence: Sequence[str], openers: dict[str, set[str]], languages: Collection[str]
     ) -> bool:
@@ -174,7 +193,9 @@ class Lexicon:
             opener = " ".join(sentence[:end])
             # A word alone is as likely somebody's name: Jen is Czech for "only".
             if (tags := openers.get(opener)) and (
-                not tags.isdisjoint(languages) or (len(sentence) > 1 and _telling(opener))
+                not tags.isdisjoint(languages)
+                or (len(sentence) > 1 and _telling(opener))
+                or (len(sentence) > _SHORT and opener in self._telling)
             ):
                 return True
         joined = "".join(sentence)

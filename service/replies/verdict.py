@@ -152,10 +152,11 @@ def retracts(line: str, languages: Collection[str]) -> bool:
 def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     """Return why a folded `sentence` below a verdict in answer to a letter in `language` leaves it none.
 
-    Approving is what harms: an approval stands where no clause below begins with a condition,
-    and no sentence with a denial, asks, or has a phrase that declines. A refusal is often explained by what a
-    condition, a denial or an approval says ("I would approve two nights"), and falls to one that is meant:
-    not denied, in few words, at the beginning of a clause or after "I meant".
+    Approving is what harms: an approval stands where no clause below begins with a condition, or has one
+    that can't be mistaken or with a phrase that approves, and no sentence begins with a denial or denies
+    such a phrase or an act, asks, or declines: in its first clause in any language. A refusal is often
+    explained by what a condition, a denial or an approval says ("I would approve two nights"), and falls
+    to one that is meant: not denied, in few words, at the beginning of a clause or after "I meant".
     """
     words = lexicon()
     languages = {*said.languages, language, "en", "zxx"}
@@ -163,18 +164,22 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     every = [token for clause in clauses for token in clause]
     denied = [token for token in every if words.negation(token, languages)]
     if said.verdict == "approve":
-        if any(words.hedges(_past_courtesies(clause, languages), languages) for clause in clauses):
+        approving = [_says("approve", clause, language, languages) for clause in clauses]
+        if any(
+            words.hedges(_past_courtesies(clause, languages), languages)
+            or words.limits(clause, languages, approving=says)
+            for clause, says in zip(clauses, approving, strict=True)
+        ):
             return Why.CONDITION
         # "Rather not", "I can't approve it"; but "looks good, not too dear".
         if words.denies(_past_courtesies(every, languages), languages) or (
-            denied
-            and (
-                every[-1] in denied
-                or any(_says("approve", clause, language, languages) for clause in clauses)
-            )
+            denied and (every[-1] in denied or any(approving) or not words.acts.isdisjoint(every))
         ):
             return Why.NEGATED
-        if any(_says("decline", clause, language, languages) for clause in clauses):
+        first = words.verdict(" ".join(next(filter(None, clauses), ())), language)
+        if (first and first[0] == "decline") or any(
+            _says("decline", clause, language, languages) for clause in clauses
+        ):
             return Why.BOTH
         return Why.QUESTION if _ASKS.search(sentence) else None
     told = denied or not any(_means("approve", clause, every, language, languages) for clause in clauses)
