@@ -86,6 +86,9 @@ async def running(
     with_inbox = "inbox" in roles and settings.inbox is not None
     engine_http = settings.engine_http or (ENGINE_HTTP if "engine" in roles else None)
 
+    if engine_http is not None and not settings.engine.startswith("sqlite:"):
+        raise SettingsError(f"{PREFIX}ENGINE_HTTP", "only an engine on a file, sqlite:///FILE, is offered")
+
     async with AsyncExitStack() as stack:
         sockets = {
             name: stack.enter_context(_bound(endpoint, f"{PREFIX}{name}"))
@@ -202,8 +205,7 @@ def _observe(engine: Engine, event: Event) -> None:
 @asynccontextmanager
 async def _engine_role(settings: Settings, engine: Engine, sock: socket.socket) -> AsyncIterator[None]:
     """Answer the Resonate protocol over HTTP for other processes."""
-    if engine.embedded is None:
-        raise SettingsError(f"{PREFIX}ENGINE", "is no embedded engine to offer to others; use sqlite:///FILE")
+    assert engine.embedded is not None  # as its URL said before anything was opened  # noqa: S101
     surface = HttpSurface(engine.embedded, token=settings.engine_token)
     async with _serving(surface.app, sock):
         try:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import dns.asyncresolver
@@ -166,6 +167,9 @@ async def _public_url(settings: Settings) -> Finding:
 async def _reply_domain(settings: Settings) -> Finding:
     """Replies come to the domain's mail exchangers, unless an IMAP account is asked."""
     domain = settings.reply_domain
+    if is_loopback(domain) and not is_loopback(urlsplit(settings.public_url).hostname or ""):
+        told = f"to {domain}, where nobody's mail server reaches us: set APPROVALS_REPLY_DOMAIN and FROM"
+        return Finding("fail", "replies", told)
     if settings.imap is not None or is_loopback(domain):
         return Finding("ok", "replies", f"to {domain}: no MX record is needed")
     try:

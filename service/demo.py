@@ -39,6 +39,8 @@ REQUEST: dict[str, Any] = {
 }
 #: How long the played story waits for each thing to be seen, in seconds.
 PATIENCE = 15.0
+#: Seconds in which the decided page and the receipt can be seen before the demo ends.
+LINGER = 5.0
 
 
 async def watched(settings: Settings, console: Console) -> None:
@@ -63,6 +65,8 @@ async def watched(settings: Settings, console: Console) -> None:
             if person.status == "decided":
                 comment = f": “{person.comment}”" if person.comment else ""
                 console.print(f"decided by {person.email}, by {person.channel}{escape(comment)}")
+        console.print("\nThat was the story; inbox and page end with it. [bold]approvals dev[/] stays up.")
+        await asyncio.sleep(LINGER)
 
 
 async def _open_demo(service: Running, http: httpx.AsyncClient, approver: str) -> str:

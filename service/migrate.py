@@ -53,6 +53,8 @@ async def migrate(source_url: str, target_url: str, *, token: str | None, leave:
     path = sqlite_path(source_url)
     if not path.is_file():
         raise SettingsError(SETTING, f"{path} does not exist; it names the file to move from")
+    if target_url.startswith("sqlite:") and sqlite_path(target_url).resolve() == path.resolve():
+        raise SettingsError("URL", f"{target_url} is the file to move from; name another engine")
     source, target = open_engine(source_url), open_engine(target_url, token=token, works=False)
     await source.start()
     try:

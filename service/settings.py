@@ -145,6 +145,11 @@ def load_settings(mode: Mode, env: Mapping[str, str] | None = None, folder: Path
         raise SettingsError(PREFIX + "SECRET_KEYS", "must be set to serve; `approvals keys` makes one")
     tls = _both(read("MAILBOX_TLS_CERT", read_file), read("MAILBOX_TLS_KEY", read_file))
     inbox = read("INBOX", read_endpoint_or_off, "127.0.0.1:8025" if dev else "off")
+    if inbox and not inbox.loopback:
+        raise SettingsError(
+            PREFIX + "INBOX",
+            f"{inbox}: the inbox has links that decide and asks for no password; loopback only",
+        )
     return Settings(
         engine=engine,
         engine_http=engine_http,

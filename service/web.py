@@ -113,6 +113,8 @@ class Web:
 
     async def show_approval(self, request: HttpRequest) -> Response:
         """Tell how an approval stands, at once or as soon as it is closed within ``?wait=``."""
+        if unknown := sorted(request.query_params.keys() - {"wait"}):
+            raise RequestInvalid(*(FieldProblem(name, "unknown parameter") for name in unknown))
         seconds = _wait(request.query_params.get("wait", "0"))
         return json_response(
             to_wire(await self._approvals.wait(request.path_params["id"], seconds, self._stopping))
@@ -265,7 +267,12 @@ class Web:
     def _page(self, endpoint: Endpoint) -> Endpoint:
         async def shown(request: HttpRequest) -> Response:
             try:
-                return await endpoint(request)
+                try:
+                    return await endpoint(request)
+                except asyncio.CancelledError as exc:
+                    if not self._stopping.is_set():
+                        raise
+                    raise EngineAway("this process stops") from exc
             except ApprovalsError as exc:
                 csp_nonce = secrets.token_urlsafe(16)
                 text = _TEXTS.get(type(exc), str(exc))

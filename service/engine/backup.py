@@ -19,6 +19,7 @@ def backup(source: Path, target: Path) -> None:
     """
     part = target.with_name(target.name + ".part")
     part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))  # as the file itself
     uri = f"{source.resolve().as_uri()}?mode=ro"
     try:
         with closing(sqlite3.connect(uri, uri=True)) as db, closing(sqlite3.connect(part)) as copy:

@@ -57,7 +57,7 @@ def test_a_letter_appears_is_read_and_answered(page: Page, house: House) -> None
     expect(page.get_by_text("approval: café.")).to_be_visible()
     page.get_by_label("Reply to r+afqwcmrtgy3tqnbvgu3dombr@localhost").fill("approve\nfine by me")
     page.get_by_role("button", name="Send").click()
-    expect(page.get_by_text("Reply sent and accepted.")).to_be_visible()
+    expect(page.get_by_text("Reply handed to the mailbox.")).to_be_visible()
     (mail,) = house.mailbox.mails
     assert mail.rcpt_tos == ["r+afqwcmrtgy3tqnbvgu3dombr@localhost"]
     assert b"\r\n\r\napprove\r\nfine by me\r\n\r\nOn Tue, 24 Nov 2026 10:12, Bob Smith" in (
@@ -148,6 +148,6 @@ def test_the_page_works_without_script(browser: Browser, house: House) -> None:
     plain.get_by_role("link", name="Refund 120.00 EUR").click()
     plain.locator("textarea").fill("decline")
     plain.get_by_role("button", name="Send").click()
-    expect(plain.get_by_text("Reply sent and accepted.")).to_be_visible()
+    expect(plain.get_by_text("Reply handed to the mailbox.")).to_be_visible()
     assert len(house.mailbox.mails) == 1
     context.close()

@@ -140,6 +140,8 @@ async def test_nothing_is_moved_while_something_cannot_be(tmp_path: Path) -> Non
     away = env | {"APPROVALS_SMTP": f"smtp://127.0.0.1:{free_ports(1)[0]}"}
     async with service(away, tmp_path, how=signal.SIGTERM) as person:
         assert (await person.reply(letter, "perhaps")).startswith("250")
+    code, said = await command(env, tmp_path, f"sqlite:///{tmp_path}/approvals.db")
+    assert (code, "is the file to move from" in said) == (2, True), said
     target = f"sqlite:///{tmp_path}/other.db"
     code, said = await command(env, tmp_path, target)
     assert code == 2

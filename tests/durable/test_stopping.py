@@ -69,6 +69,56 @@ async def test_a_stop_answers_those_who_wait(tmp_path: Path) -> None:
     assert b"Traceback" not in out + err
 
 
+async def test_a_stop_answers_a_page_that_waits_for_the_engine(tmp_path: Path) -> None:
+    """SIGTERM while the engine is away and somebody opens a link: a page, and no traceback."""
+    [port] = free_ports(1)
+    env = environment(tmp_path)
+    engine = await started(
+        env
+        | {
+            "APPROVALS_ENGINE_HTTP": f"127.0.0.1:{port}",
+            "APPROVALS_PUBLIC_URL": "http://localhost:1",
+            "APPROVALS_SECRET_KEYS": "k" * 43,
+        },
+        *(tmp_path, "serve", "engine"),
+    )
+    await reachable(f"http://127.0.0.1:{port}/health")
+    process = await started(env | {"APPROVALS_ENGINE": f"http://127.0.0.1:{port}"}, tmp_path)
+    person = Person(f"http://{env['APPROVALS_HTTP']}", f"http://{env['APPROVALS_INBOX']}", ("127.0.0.1", 0))
+    await reachable(f"{person.api}/readyz")
+    async with person.http:
+        await person.ask("p-1")
+        link = link_of(await person.letter("p-1"))
+        engine.kill()
+        await engine.wait()
+        opening = asyncio.create_task(person.http.get(link))
+        await asyncio.sleep(0.5)  # long enough for the page to wait
+        process.send_signal(signal.SIGTERM)
+        page = await asyncio.wait_for(opening, 10)
+        assert page.status_code == 503
+        assert "Nothing was decided" in page.text
+        out, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0
+    assert b"Traceback" not in out + err
+
+
+async def test_an_engine_elsewhere_is_not_offered_a_second_time(tmp_path: Path) -> None:
+    """The line names the setting, and not the port, which that engine itself may have."""
+    [port] = free_ports(1)
+    url, keys = f"http://127.0.0.1:{port}", "k" * 43
+    env = environment(
+        tmp_path,
+        ENGINE=url,
+        ENGINE_HTTP=f"127.0.0.1:{port}",
+        PUBLIC_URL="http://localhost:1",
+        SECRET_KEYS=keys,
+    )
+    process = await started(env, tmp_path, "serve", "gateway")
+    _, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 2
+    assert b"APPROVALS_ENGINE_HTTP: only an engine on a file" in err
+
+
 async def test_backup_replaces_nothing_and_fails_in_a_line(tmp_path: Path) -> None:
     """No database, another file, a target that exists: a line and exit code 2; then a real copy."""
     env = environment(tmp_path)

@@ -229,7 +229,7 @@ def test_a_reply_is_what_a_mail_program_would_send(house: House) -> None:
     """Addresses, thread and quotation as a person's answer has them, over real SMTP."""
     house.send(letter(References="<first@localhost> <second@localhost>"))
     status, page = reply(house, "approve\r\nfine by me — go\r\n")
-    assert (status, "Reply sent and accepted." in page) == (200, True)
+    assert (status, "Reply handed to the mailbox." in page) == (200, True)
     (envelope,) = house.mailbox.mails
     assert (envelope.mail_from, envelope.rcpt_tos) == (
         "ann@corp.test",
@@ -278,7 +278,7 @@ def test_the_mailboxs_refusal_is_shown_in_its_words(house: House) -> None:
     assert status == 502
     assert "550 5.1.1 No such address &lt;b&gt;" in page
     assert ">approve &amp; go</textarea>" in page
-    assert "accepted." not in page
+    assert "handed to" not in page
 
 
 def test_a_mailbox_that_is_away_is_told(house: House) -> None:

@@ -427,6 +427,20 @@ def test_a_backup_is_whole_while_the_engine_writes_on(opened: Callable[..., Benc
     assert not target.with_name("copy.db.part").exists()
 
 
+def test_only_its_owner_reads_the_file_and_its_copies(
+    opened: Callable[..., Bench], file: Path, tmp_path: Path
+) -> None:
+    """Whatever the mask of whoever starts us: people's addresses and words are in it."""
+    before = os.umask(0)
+    try:
+        opened().promise("p")
+        backup(file, tmp_path / "copy.db")
+    finally:
+        os.umask(before)
+    for path in (file, file.with_name("approvals.db-wal"), tmp_path / "copy.db"):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_backup_of_something_else_leaves_the_target_alone(tmp_path: Path) -> None:
     """The old copy is better than none."""
     other, target = tmp_path / "other.db", tmp_path / "copy.db"

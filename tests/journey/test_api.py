@@ -96,6 +96,9 @@ async def test_wait_is_bounded(person: Person, wait: str) -> None:
     await person.ask("wait-1")
     answer = await person.http.get(f"{person.api}/approvals/wait-1", params={"wait": wait})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "wait")
+    # A name that is mistyped would be an answer at once, and a caller that asks without end.
+    answer = await person.http.get(f"{person.api}/approvals/wait-1", params={"wiat": "30"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "wiat")
 
 
 async def test_unknown_paths_and_methods_are_problem_documents(person: Person) -> None:

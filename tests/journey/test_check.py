@@ -75,9 +75,11 @@ async def test_beside_the_running_service(tmp_path: Path) -> None:
 
 async def test_an_engine_that_is_away(tmp_path: Path) -> None:
     """It is said within seconds, and the other parts are tried all the same."""
-    env = environment(tmp_path, ENGINE="http://127.0.0.1:1", PUBLIC_URL="http://localhost:1", **KEYS)
+    away = {"ENGINE": "http://127.0.0.1:1", "PUBLIC_URL": "https://approvals.invalid"}
+    env = environment(tmp_path, **away, **KEYS)
     code, parts = await checked(env, tmp_path)
     assert code == 1
     assert "no answer within 10 s" in parts["engine"][0]
     assert "letters" in parts
     assert "lists" not in parts
+    assert parts["replies"][0].startswith("fail: to localhost, where nobody's mail server reaches us")

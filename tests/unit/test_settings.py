@@ -255,6 +255,7 @@ def test_the_public_url_follows_the_port_in_dev(tmp_path: Path) -> None:
         ("IMAP", "imaps://u:p@h/INBOX?delete=yes"),
         ("INBOX", "no"),
         ("INBOX", "8025"),
+        ("INBOX", "0.0.0.0:8025"),
         ("INBOX_SMTP", "off"),
         ("INBOX_SMTP", "localhost"),
         ("SECRET_KEYS", "short"),
