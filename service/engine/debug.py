@@ -4,7 +4,7 @@ Off unless switched on. ``debug.start`` stops what fires by itself, so that
 ``debug.tick`` is the only time there is; messages are then kept, not sent.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -22,9 +22,6 @@ from service.engine.wire import (
     unblock_message,
 )
 
-if TYPE_CHECKING:
-    from service.engine.database import Database
-
 __all__ = ["handle"]
 
 _TABLES: Final = ("promises", "tasks", "callbacks", "listeners", "outbox", "tags", "schedules")
@@ -34,7 +31,16 @@ _TABLES: Final = ("promises", "tasks", "callbacks", "listeners", "outbox", "tags
 _ROUNDS: Final = 10_000
 
 
-def handle(database: "Database", tx: Transaction, call: Call) -> Reply:
+class Database(Protocol):
+    """What of the database a verb moves."""
+
+    running: bool
+
+    def fire(self, tx: Transaction) -> int:
+        """Fire what is due; return how much it was."""
+
+
+def handle(database: Database, tx: Transaction, call: Call) -> Reply:
     """Answer a debug verb."""
     match call.kind:
         case "debug.start" | "debug.stop":
