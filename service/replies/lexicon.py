@@ -72,6 +72,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     signatures: list[str] = []
     devices: list[str] = []
     disclaimers: list[str] = []
+    boilerplate: list[str] = []
     banners: list[str] = []
     out_of_office: list[str] = []
 
@@ -111,6 +112,8 @@ class Lexicon:
         self.devices = tuple(sorted(self._union("devices")))
         #: How what a company puts below every mail begins, and what a gateway puts above.
         self.disclaimers = tuple(sorted(self._union("disclaimers")))
+        #: What its sentences are about, as beginnings of words.
+        self.boilerplate = tuple(sorted(self._union("boilerplate")))
         self.banners = tuple(sorted(self._union("banners")))
         #: The longest first, so that a word does not hide one that begins with it.
         self.out_of_office = tuple(sorted(self._union("out_of_office"), key=len, reverse=True))

@@ -2,8 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from service.replies.lexicon import visible
@@ -17,6 +18,7 @@ from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
 from service.replies.verdict import (
     Judgement,
     disclaims,
+    excused,
     greets,
     judge,
     objects,
@@ -32,6 +34,10 @@ _READ_LINES: Final = 3
 #: Sentences below a verdict that are looked at.
 MAX_SENTENCES: Final = 2_000
 
+#: Characters of a line that a mail program may have broken.
+WRAPPED: Final = 60
+
+_ENDS: Final = (".", "!", "?", ":", ";")
 _NEWLINE: Final = re.compile(r"\r\n|\r|\n")
 _REACTION: Final = "text/vnd.google.email-reaction+json"
 
@@ -135,17 +141,32 @@ def _taken_back(said: Judgement, lines: Sequence[str], sent: Sent) -> Why | None
         if lines[1][:1].islower() and lines[1].endswith("?") and not lines[0].endswith((".", "!")):
             return Why.QUESTION
     read, disclaimed = 0, False
-    for line in lines[1:]:
-        # What a company puts below every mail goes on to the end of its paragraph.
+    for line in _unwrapped(lines[1:]):
+        # What a company puts below every mail goes on to the end of its paragraph, and is about mail.
         disclaimed = disclaimed and bool(line)
         for sentence in sentences(line):
             read += 1
             disclaimed = disclaimed or disclaims(sentence)
-            if not disclaimed and (why := objects(sentence, said, sent.language)):
+            why = objects(sentence, said, sent.language)
+            if why and not (disclaimed and excused(sentence, sent.language)):
                 return why
             if read > MAX_SENTENCES:
                 return Why.UNREAD
     return None
+
+
+def _unwrapped(lines: Sequence[str]) -> Iterator[str]:
+    """Yield `lines`, those joined that a mail program broke inside a sentence."""
+    whole, above = "", ""
+    for line in lines:
+        broken = len(above) >= WRAPPED or any(map(disclaims, islice(sentences(whole[:WRAPPED]), 1)))
+        if broken and line[:1].islower() and not above.endswith(_ENDS):
+            whole += f" {line}"
+        else:
+            yield whole
+            whole = line
+        above = line
+    yield whole
 
 
 def _bodies(mail: Part) -> tuple[list[str], list[str]]:

@@ -125,6 +125,12 @@ def disclaims(sentence: str) -> bool:
     return sentence.startswith(lexicon().disclaimers)
 
 
+def excused(sentence: str, language: str) -> bool:
+    """Tell whether a folded sentence that objects is a company's: about mail, and no refusal."""
+    refuses = any(_says("decline", _tokens(clause), language, ()) for clause in _CLAUSE.split(sentence))
+    return not refuses and any(word in sentence for word in lexicon().boilerplate)
+
+
 def warns(line: str) -> bool:
     """Tell whether `line` begins what a gateway puts above a mail that came from outside."""
     folded = fold(line[:MAX_LINE]).replace("e-mail", "email")
@@ -189,7 +195,10 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
 def hedges(line: str, language: str) -> bool:
     """Tell whether `line`, below an approval, takes it back."""
     said = Judgement("approve", None)
-    return any(objects(sentence, said, language) and not disclaims(sentence) for sentence in sentences(line))
+    return any(
+        objects(sentence, said, language) and not (disclaims(sentence) and excused(sentence, language))
+        for sentence in sentences(line)
+    )
 
 
 def weighs(line: str, language: str) -> bool:
