@@ -74,6 +74,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     disclaimers: list[str] = []
     boilerplate: list[str] = []
     banners: list[str] = []
+    banner_words: list[str] = []
+    first_person: list[str] = []
     out_of_office: list[str] = []
 
 
@@ -115,6 +117,8 @@ class Lexicon:
         #: What its sentences are about, as beginnings of words.
         self.boilerplate = tuple(sorted(self._union("boilerplate")))
         self.banners = tuple(sorted(self._union("banners")))
+        self.banner_words = tuple(sorted(self._union("banner_words")))
+        self.first_person = self._union("first_person")
         #: The longest first, so that a word does not hide one that begins with it.
         self.out_of_office = tuple(sorted(self._union("out_of_office"), key=len, reverse=True))
         said = [*self._everywhere.items(), *((p, (c, ())) for t in self._here.values() for p, c in t.items())]

@@ -344,9 +344,11 @@ def _unwarned(lines: Sequence[str], language: str) -> Sequence[str]:
     A line that decides ends such a paragraph too, but not one that breaks off in a sentence.
     """
     lines = _trimmed(lines)
-    while lines and warns(lines[0]):
+    while lines:
         end = next((i for i, line in enumerate(lines) if not line or decides(line, language)), len(lines))
-        if end == len(lines) or (lines[end] and lines[end - 1][-1].isalnum()):
+        if end in {0, len(lines)} or (lines[end] and lines[end - 1][-1].isalnum()):
+            break
+        if not warns(lines[:end], language):
             break
         lines = _trimmed(lines[end:])
     return lines

@@ -127,14 +127,30 @@ def disclaims(sentence: str) -> bool:
 
 def excused(sentence: str, language: str) -> bool:
     """Tell whether a folded sentence that objects is a company's: about mail, and no refusal."""
-    refuses = any(_says("decline", _tokens(clause), language, ()) for clause in _CLAUSE.split(sentence))
-    return not refuses and any(word in sentence for word in lexicon().boilerplate)
+    return any(word in sentence for word in lexicon().boilerplate) and not _refuses(sentence, language)
 
 
-def warns(line: str) -> bool:
-    """Tell whether `line` begins what a gateway puts above a mail that came from outside."""
-    folded = fold(line[:MAX_LINE]).replace("e-mail", "email")
-    return folded.lstrip(_BULLETS + "=!\u26a0").startswith(lexicon().banners)
+def warns(lines: Sequence[str], language: str) -> bool:
+    """Tell whether the paragraph `lines` is what a gateway puts above a mail that came from outside.
+
+    It begins as one, is whole, says nothing of the writer, refuses nothing, and objects
+    to nothing but what comes from outside.
+    """
+    words = lexicon()
+    opening = fold(lines[0][:MAX_LINE]).replace("e-mail", "email")
+    if not opening.lstrip(_BULLETS + "=!\u26a0").startswith(words.banners) or lines[-1].endswith((":", ",")):
+        return False
+    every = list(sentences(" ".join(lines)))
+    about = [any(word in sentence for word in words.banner_words) for sentence in every]
+    said = Judgement("approve", None)
+    return (
+        any(about)
+        and all(words.first_person.isdisjoint(_tokens(sentence)) for sentence in every)
+        and all(
+            not objects(sentence, said, language) or (named and not _refuses(sentence, language))
+            for named, sentence in zip(about, every, strict=True)
+        )
+    )
 
 
 def takes_back(line: str, languages: Collection[str]) -> bool:
@@ -243,6 +259,11 @@ def _says(side: Choice, clause: Sequence[str], language: str, languages: Collect
     return joined > SPACELESS and any(
         phrase in joined for phrase in words.phrases[side] if phrase > SPACELESS and len(phrase) > 1
     )
+
+
+def _refuses(sentence: str, language: str) -> bool:
+    """Tell whether a folded sentence has a phrase that declines and is no word by chance."""
+    return any(_says("decline", _tokens(clause), language, ()) for clause in _CLAUSE.split(sentence))
 
 
 def _means(

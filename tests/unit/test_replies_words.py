@@ -159,10 +159,12 @@ def test_a_known_opening_is_told_however_it_is_written() -> None:
     for tag, words in WORDS.languages.items():
         for opener in words.disclaimers:
             assert disclaims(next(sentences(f"* {opener.upper()}x"))) or ":" in opener, (tag, opener)
-        assert all(warns(f"*** {opener.upper()} x") for opener in words.banners), tag
+        banners = [f"*** {opener.upper()} x" for opener in words.banners]
+        assert all(warns([line, "External sender."], tag) for line in banners), tag
     assert disclaims(next(sentences("This e-mail and any files are confidential.")))
     assert not disclaims(next(sentences("If you are not sure, ask Max.")))
-    assert not warns("External costs are too high")
+    assert not warns(["External costs are too high"], "en")
+    assert not warns(["This message came from outside, says Bob:"], "en")
 
 
 def test_two_verdicts_are_none() -> None:
