@@ -43,9 +43,9 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     else's yes or no. `negations`, `conditions` and `retractions` begin what takes a verdict
     back, `conditions_anywhere` need not even begin it, and a denial does with one of `acts`,
     "do not book"; `telling` are those of two letters that mean themselves in any mail
-    before two more words. A word of `instead` tells the verdict that was meant from one that
-    is told of.
-    The rest is for finding what is new in a reply.
+    before two more words. `harmless` and `farewells` have such words and take nothing back:
+    "no problem", "if you have any questions", "bis bald". A word of `instead` tells the
+    verdict that was meant from one that is told of. The rest is for finding what is new in a reply.
     """
 
     name: str
@@ -61,6 +61,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     conditions: list[str] = []
     conditions_anywhere: list[str] = []
     telling: list[str] = []
+    harmless: list[str] = []
+    farewells: list[str] = []
     retractions: list[str] = []
     instead: list[str] = []
     wrote: list[str] = []
@@ -105,6 +107,8 @@ class Lexicon:
         self._anywhere = self._by_word("conditions_anywhere")
         self._telling = self._union("telling")
         self.acts = self._union("acts")
+        self._harmless = self._by_word("harmless")
+        self._farewells = self._by_word("farewells")
         self.instead = self._union("instead")
         self.greetings = self._union("greetings")
         self.wrote = self._union("wrote")
@@ -128,10 +132,12 @@ class Lexicon:
             "decline": frozenset(phrase for phrase, (choice, _) in said if choice == "decline"),
         }
         spoken = (*(phrase for phrase, _ in said), *self._negations, *self._conditions, *self._anywhere)
+        idle = (*self._harmless, *self._farewells)
+        self.idle_heads = frozenset(phrase.split()[0] for phrase in idle)
         #: Every word of a phrase, a denial or a condition.
         self.weighty = frozenset(word for phrase in spoken for word in phrase.split())
         #: The most words of one of these.
-        self.longest = max(len(phrase.split()) for phrase in spoken)
+        self.longest = max(len(phrase.split()) for phrase in (*spoken, *idle))
         self._opening = frozenset(word.split()[0] for word in (*self._conditions, *self._anywhere))
         #: The first words of phrases.
         self.heads = frozenset(phrase.split()[0] for phrase, _ in said)
@@ -183,6 +189,17 @@ class Lexicon:
     def retracts(self, sentence: Sequence[str], languages: Collection[str]) -> bool:
         """Tell whether they begin by taking back what was said, likewise."""
         return self._begins(sentence, self._retractions, languages)
+
+    def past_harmless(self, words: Sequence[str]) -> Sequence[str] | None:
+        """Return what follows the harmless phrase that `words` begin with, None where they do not.
+
+        After a farewell at most a name: "bis Montag zwei Nächte" is a limit.
+        """
+        for end in range(min(len(words), self.longest), 0, -1):
+            opener = " ".join(words[:end])
+            if opener in self._harmless or (opener in self._farewells and len(words) <= end + 1):
+                return words[end:]
+        return None
 
     def limits(self, clause: Sequence[str], languages: Collection[str], *, approving: bool) -> bool:
         """Tell whether the words of a clause have a condition among them; `approving`: any of the lists."""

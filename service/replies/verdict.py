@@ -183,6 +183,8 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     words = lexicon()
     languages = {*said.languages, language, "en", "zxx"}
     clauses = [_tokens(clause) for clause in _CLAUSE.split(sentence)]
+    if said.verdict == "approve" and not _ASKS.search(sentence):
+        clauses = _telling(clauses, language, languages)
     every = [token for clause in clauses for token in clause]
     denied = [token for token in every if words.negation(token, languages)]
     if said.verdict == "approve":
@@ -259,6 +261,25 @@ def _says(side: Choice, clause: Sequence[str], language: str, languages: Collect
     return joined > SPACELESS and any(
         phrase in joined for phrase in words.phrases[side] if phrase > SPACELESS and len(phrase) > 1
     )
+
+
+def _telling(clauses: list[list[str]], language: str, languages: Collection[str]) -> list[list[str]]:
+    """Return the clauses of a sentence up to "no problem", "but next time", if nothing after it objects."""
+    words = lexicon()
+    for at, clause in enumerate(clauses):
+        opening = _past_courtesies(clause, languages)
+        if not opening or opening[0] not in words.idle_heads or words.past_harmless(opening) is None:
+            continue
+        every = [token for clause in clauses[at:] for token in clause]
+        rest = words.past_harmless(_past_courtesies(every, languages))
+        if rest is not None:
+            objects = (
+                words.limits(rest, languages, approving=True)
+                or any(words.negation(token, languages) for token in rest)
+                or _says("decline", rest, language, languages)
+            )
+            return clauses if objects else clauses[:at]
+    return clauses
 
 
 def _refuses(sentence: str, language: str) -> bool:
