@@ -60,6 +60,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     acts: list[str] = []
     conditions: list[str] = []
     conditions_anywhere: list[str] = []
+    conditions_last: list[str] = []
     telling: list[str] = []
     harmless: list[str] = []
     farewells: list[str] = []
@@ -105,6 +106,8 @@ class Lexicon:
         self._retractions = self._by_word("retractions")
         self._conditions = self._by_word("conditions") | self._retractions
         self._anywhere = self._by_word("conditions_anywhere")
+        #: A few words that end with one are a limit: "two nights only".
+        self.conditions_last = self._union("conditions_last")
         self._telling = self._union("telling")
         self.acts = self._union("acts")
         self._harmless = self._by_word("harmless")

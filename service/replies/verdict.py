@@ -44,7 +44,9 @@ _PICTOGRAM: Final = re.compile("([\u2600-\u27bf\U0001f300-\U0001faff])")
 _SENTENCE: Final = re.compile(r"(?<=[.!?;:\u061f\u3002])(?:\s+|(?<=\u3002))")
 _CLAUSE: Final = re.compile(r"[,.;:!?()/\u2013\u2014\u060c\u3001\u3002]+| - ")
 #: "No. 5" inside a line is a number.
-_NUMBERED: Final = re.compile(r"(?<=[\w,] )no\. ?(?=\d)")
+_NUMBERED: Final = re.compile(r"\bno[.:]? ?(?=[a-z]{0,3}\d)")
+#: "Max. 3,000" is a limit, and Max a name.
+_MOST: Final = re.compile(r"\bmax(?:imum|imal|imo)?[.:]? ?(?=[\d\u20ac$\u00a3])")
 _ASKS: Final = re.compile(r"[?\u061f\u055e][^\w?]*\Z|[\u0370-\u03ff] ?;\Z")
 _UNFINISHED: Final = re.compile(r"[,\u060c\u3001][\s*_]*\Z")
 _HESITATION: Final = re.compile(r"\.\s*\.|!\s*\.|\.\s*!")
@@ -114,9 +116,15 @@ def greets(line: str) -> bool:
 
 def sentences(line: str) -> Iterator[str]:
     """Yield the sentences of `line`, folded."""
-    for start in range(0, len(line), MAX_PARAGRAPH):
-        folded = fold(line[start : start + MAX_PARAGRAPH]).replace("e-mail", "email")
-        folded = _NUMBERED.sub("nr ", _PICTOGRAM.sub(r" \1 ", folded))
+    start = 0
+    while start < len(line):
+        end = start + MAX_PARAGRAPH
+        if end < len(line) and (space := line.rfind(" ", start, end)) > start:
+            end = space
+        folded = fold(line[start:end]).replace("e-mail", "email")
+        start = end
+        folded = _NUMBERED.sub("nr ", _MOST.sub("at most ", folded))
+        folded = _PICTOGRAM.sub(r" \1 ", folded)
         yield from filter(None, (part.strip(_BULLETS) for part in _SENTENCE.split(folded)))
 
 
@@ -192,6 +200,7 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
         if any(
             words.hedges(_past_courtesies(clause, languages), languages)
             or words.limits(clause, languages, approving=says)
+            or (1 < len(clause) <= FEW + 1 and clause[-1] in words.conditions_last)
             for clause, says in zip(clauses, approving, strict=True)
         ):
             return Why.CONDITION
