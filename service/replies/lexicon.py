@@ -55,6 +55,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     decline_here: list[str] = []
     doubtful: list[str] = []
     courtesies: list[str] = []
+    regrets: list[str] = []
     greetings: list[str] = []
     negations: list[str] = []
     acts: list[str] = []
@@ -102,6 +103,8 @@ class Lexicon:
                     self._here[tag][phrase] = choice
         self._doubtful = {tag: frozenset(map(fold, words.doubtful)) for tag, words in languages.items()}
         self._courtesies = self._by_word("courtesies")
+        #: What may stand before or after a refusal: "sorry, no".
+        self.regrets = self._union("regrets")
         self._negations = self._by_word("negations")
         self._retractions = self._by_word("retractions")
         self._conditions = self._by_word("conditions") | self._retractions

@@ -5,6 +5,7 @@ by ``,`` ``.`` or ``!`` from other phrases of the same side and from courtesies:
 
     line     = segment (stop segment)* end?       every segment of the same side
     segment  = phrase courtesy* | courtesy+       courtesies only after a phrase, of its language
+             | regret                             only in a line that declines: "sorry, no"
     stop     = "," | end                          and their Arabic and CJK forms
     end      = "." | "!"+
 
@@ -90,7 +91,11 @@ def _said(line: str, language: str) -> Judgement | Why | None:
     if len(line) > MAX_LINE or _HESITATION.search(folded) or _UNFINISHED.search(folded):
         return None
     found: Judgement | None = None
+    regret = False
     for segment in filter(None, (part.strip(_WRAPPING) for part in _STOPS.split(folded.strip(_WRAPPING)))):
+        if segment in words.regrets:
+            regret = True
+            continue
         said = _segment(segment, language, words)
         if said is None:
             if found is None or not words.courtesy(segment, found.languages):
@@ -99,7 +104,7 @@ def _said(line: str, language: str) -> Judgement | Why | None:
             return Why.BOTH
         else:
             found = found or said
-    return found
+    return None if regret and found and found.verdict == "approve" else found
 
 
 def greets(line: str) -> bool:
