@@ -6,7 +6,7 @@ by ``,`` ``.`` or ``!`` from other phrases of the same side and from courtesies:
     line     = segment (stop segment)* end?       every segment of the same side
     segment  = phrase courtesy* | courtesy+       courtesies only after a phrase, of its language
              | regret                             only in a line that declines: "sorry, no"
-    stop     = "," | end                          and their Arabic and CJK forms
+    stop     = "," | " - " | end                  and their Arabic and CJK forms; none before a thumb
     end      = "." | "!"+
 
 Nothing is searched for: "no rechazo" is "I do not decline" though both its words
@@ -35,7 +35,7 @@ FEW: Final = 3
 #: Words after a greeting: "Dr. Anna Maria" and no sentence.
 MAX_NAMES: Final = 3
 
-_STOPS: Final = re.compile(r"!+|[.,\u060c\u3001\u3002]")
+_STOPS: Final = re.compile("!+|[.,\u060c\u3001\u3002]| [-\u2013\u2014] |(?= [\U0001f44d\U0001f44e])")
 #: Emphasis and quotation marks that mail programs and careful people put around a word.
 _WRAPPING: Final = ' *_"`\u201c\u201d\u201e\u00ab\u00bb'
 _BULLETS: Final = " *_[(<#>|\u2022\u3010-"
@@ -96,7 +96,9 @@ def _said(line: str, language: str) -> Judgement | Why | None:
         if segment in words.regrets:
             regret = True
             continue
-        said = _segment(segment, language, words)
+        opening = next((word for word in words.regrets if segment.startswith(f"{word} ")), "")
+        regret = regret or bool(opening)
+        said = _segment(segment.removeprefix(opening), language, words)
         if said is None:
             if found is None or not words.courtesy(segment, found.languages):
                 return None
