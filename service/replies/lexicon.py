@@ -66,6 +66,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     harmless: list[str] = []
     farewells: list[str] = []
     retractions: list[str] = []
+    ordinary: list[str] = []
+    pointing: list[str] = []
     instead: list[str] = []
     wrote: list[str] = []
     label_from: list[str] = []
@@ -115,6 +117,9 @@ class Lexicon:
         self.acts = self._union("acts")
         self._harmless = self._by_word("harmless")
         self._farewells = self._by_word("farewells")
+        #: "Cancel that" takes back, "cancel my seat in the train" does not.
+        self.ordinary = self._union("ordinary")
+        self.pointing = self._union("pointing")
         self.instead = self._union("instead")
         self.greetings = self._union("greetings")
         self.wrote = self._union("wrote")

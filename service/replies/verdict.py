@@ -205,7 +205,7 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
     if said.verdict == "approve":
         approving = [_says("approve", clause, language, languages) for clause in clauses]
         if any(
-            words.hedges(_past_courtesies(clause, languages), languages)
+            _hedges(_past_courtesies(clause, languages), languages)
             or words.limits(clause, languages, approving=says)
             or (1 < len(clause) <= FEW + 1 and clause[-1] in words.conditions_last)
             for clause, says in zip(clauses, approving, strict=True)
@@ -277,6 +277,13 @@ def _says(side: Choice, clause: Sequence[str], language: str, languages: Collect
     return joined > SPACELESS and any(
         phrase in joined for phrase in words.phrases[side] if phrase > SPACELESS and len(phrase) > 1
     )
+
+
+def _hedges(clause: Sequence[str], languages: Collection[str]) -> bool:
+    """Tell whether a clause begins with a condition; a verb that many do, in few words or about the reply."""
+    words = lexicon()
+    aside = len(clause) > FEW and clause[0] in words.ordinary and words.pointing.isdisjoint(clause)
+    return not aside and words.hedges(clause, languages)
 
 
 def _telling(clauses: list[list[str]], language: str, languages: Collection[str]) -> list[list[str]]:
