@@ -16,8 +16,9 @@ from typing import Final
 
 from service.replies.lexicon import Lexicon, fold, lexicon, visible
 from service.replies.markup import CUT, UNREAD
+from service.replies.objections import hedges, warns, weighs
 from service.replies.values import Sent
-from service.replies.verdict import decides, hedges, warns, weighs
+from service.replies.verdict import decides
 
 #: Lines of a text that are read, and characters of a line by which it is recognised.
 MAX_LINES: Final = 2_000

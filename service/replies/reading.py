@@ -11,21 +11,12 @@ from service.replies.lexicon import visible
 from service.replies.markup import CUT, STRUCK, UNREAD, lines_of
 from service.replies.mime import MAX_TEXT, Exceeded, Part, parse
 from service.replies.newtext import Letter, NewText, new_text
+from service.replies.objections import disclaims, excused, objects, retracts, sentences, takes_back
 from service.replies.sender import message_id_of, sender_of
 from service.replies.signals import ignored
 from service.replies.thread import signs_of
 from service.replies.values import Reading, Reason, Reply, Sent, Unverified, Why
-from service.replies.verdict import (
-    Judgement,
-    disclaims,
-    excused,
-    greets,
-    judge,
-    objects,
-    retracts,
-    sentences,
-    takes_back,
-)
+from service.replies.verdict import Judgement, greets, judge
 
 #: Characters of a comment, and of what a letter that asks back repeats.
 MAX_COMMENT: Final = 4_000

@@ -14,7 +14,6 @@ decline. All else is asked back, and the words found only explain why.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,31 +23,15 @@ from service.replies.values import Why
 
 #: Characters; a longer line is no phrase, and its beginning tells why.
 MAX_LINE: Final = 200
-#: Characters of a paragraph that are looked at together.
-MAX_PARAGRAPH: Final = 1_000
-#: Words before a sentence that change nothing.
-ASIDES: Final = {"ps", "nb", "edit", "update", "sorry", "and"}
-#: Characters of a phrase that many sentences have by chance: it counts at either end of a clause.
-SHORT: Final = 3
-#: Words of a clause that says nothing but what it begins with.
-FEW: Final = 3
 #: Words after a greeting: "Dr. Anna Maria" and no sentence.
 MAX_NAMES: Final = 3
 
 _STOPS: Final = re.compile("!+|[.,\u060c\u3001\u3002]| [-\u2013\u2014] |(?= [\U0001f44d\U0001f44e])")
 #: Emphasis and quotation marks that mail programs and careful people put around a word.
-_WRAPPING: Final = ' *_"`\u201c\u201d\u201e\u00ab\u00bb'
-_BULLETS: Final = " *_[(<#>|\u2022\u3010-"
-_BETWEEN: Final = re.compile(r"[\s.,!?;:()\"\u3001\u3002\u060c-]+")
+WRAPPING: Final = ' *_"`\u201c\u201d\u201e\u00ab\u00bb'
+BETWEEN: Final = re.compile(r"[\s.,!?;:()\"\u3001\u3002\u060c-]+")
 _QUESTION: Final = re.compile("[?\u061f\u055e]|[\u0370-\u03ff] ?;")
-_PICTOGRAM: Final = re.compile("([\u2600-\u27bf\U0001f300-\U0001faff])")
-_SENTENCE: Final = re.compile(r"(?<=[.!?;:\u061f\u3002])(?:\s+|(?<=\u3002))")
-_CLAUSE: Final = re.compile(r"[,.;:!?()/\u2013\u2014\u060c\u3001\u3002]+| - ")
-#: "No. 5" inside a line is a number.
-_NUMBERED: Final = re.compile(r"\bno[.:]? ?(?=[a-z]{0,3}\d)")
-#: "Max. 3,000" is a limit, and Max a name.
-_MOST: Final = re.compile(r"\bmax(?:imum|imal|imo)?[.:]? ?(?=[\d\u20ac$\u00a3])")
-_ASKS: Final = re.compile(r"[?\u061f\u055e][^\w?]*\Z|[\u0370-\u03ff] ?;\Z")
+PICTOGRAM: Final = re.compile("([\u2600-\u27bf\U0001f300-\U0001faff])")
 _UNFINISHED: Final = re.compile(r"[,\u060c\u3001][\s*_]*\Z")
 _HESITATION: Final = re.compile(r"\.\s*\.|!\s*\.|\.\s*!")
 
@@ -77,7 +60,7 @@ def decides(line: str, language: str) -> Choice | None:
 
 
 def _folded(line: str) -> str:
-    return " ".join(_PICTOGRAM.sub(r" \1 ", fold(line[:MAX_LINE])).split())
+    return " ".join(PICTOGRAM.sub(r" \1 ", fold(line[:MAX_LINE])).split())
 
 
 def _said(line: str, language: str) -> Judgement | Why | None:
@@ -92,7 +75,7 @@ def _said(line: str, language: str) -> Judgement | Why | None:
         return None
     found: Judgement | None = None
     regret = False
-    for segment in filter(None, (part.strip(_WRAPPING) for part in _STOPS.split(folded.strip(_WRAPPING)))):
+    for segment in filter(None, (part.strip(WRAPPING) for part in _STOPS.split(folded.strip(WRAPPING)))):
         if segment in words.regrets:
             regret = True
             continue
@@ -121,215 +104,6 @@ def greets(line: str) -> bool:
     return bool(greeting) and plain and len(names) <= MAX_NAMES and not words.weighty & {*names}
 
 
-def sentences(line: str) -> Iterator[str]:
-    """Yield the sentences of `line`, folded."""
-    start = 0
-    while start < len(line):
-        end = start + MAX_PARAGRAPH
-        if end < len(line) and (space := line.rfind(" ", start, end)) > start:
-            end = space
-        folded = fold(line[start:end]).replace("e-mail", "email")
-        start = end
-        folded = _NUMBERED.sub("nr ", _MOST.sub("at most ", folded))
-        folded = _PICTOGRAM.sub(r" \1 ", folded)
-        yield from filter(None, (part.strip(_BULLETS) for part in _SENTENCE.split(folded)))
-
-
-def disclaims(sentence: str) -> bool:
-    """Tell whether a folded sentence begins what companies put below every mail."""
-    return sentence.startswith(lexicon().disclaimers)
-
-
-def excused(sentence: str, language: str) -> bool:
-    """Tell whether a folded sentence that objects is a company's: about mail, and no refusal."""
-    return any(word in sentence for word in lexicon().boilerplate) and not _refuses(sentence, language)
-
-
-def warns(lines: Sequence[str], language: str) -> bool:
-    """Tell whether the paragraph `lines` is what a gateway puts above a mail that came from outside.
-
-    It begins as one, is whole, says nothing of the writer, refuses nothing, and objects
-    to nothing but what comes from outside.
-    """
-    words = lexicon()
-    opening = fold(lines[0][:MAX_LINE]).replace("e-mail", "email")
-    if not opening.lstrip(_BULLETS + "=!\u26a0").startswith(words.banners) or lines[-1].endswith((":", ",")):
-        return False
-    every = list(sentences(" ".join(lines)))
-    about = [any(word in sentence for word in words.banner_words) for sentence in every]
-    said = Judgement("approve", None)
-    return (
-        any(about)
-        and all(words.first_person.isdisjoint(_tokens(sentence)) for sentence in every)
-        and all(
-            not objects(sentence, said, language) or (named and not _refuses(sentence, language))
-            for named, sentence in zip(about, every, strict=True)
-        )
-    )
-
-
-def takes_back(line: str, languages: Collection[str]) -> bool:
-    """Tell whether `line`, below a verdict in `languages`, begins a condition or is a bare denial."""
-    words = lexicon()
-    folded = fold(line[:MAX_LINE])
-    return folded.strip(" .!") in words.negations(languages) or words.hedges(_tokens(folded), languages)
-
-
-def retracts(line: str, languages: Collection[str]) -> bool:
-    """Tell whether `line`, set apart from a refusal above, begins by taking it back."""
-    words = lexicon()
-    clauses = (_past_courtesies(_tokens(part), languages) for part in _CLAUSE.split(fold(line[:MAX_LINE])))
-    clause = next(filter(None, clauses), ())
-    # "Wait!", but "wait for the new budget" is a reason.
-    return words.retracts(clause, languages) and (
-        len(clause) <= FEW or not words.retracts(clause[:1], languages)
-    )
-
-
-def objects(sentence: str, said: Judgement, language: str) -> Why | None:
-    """Return why a folded `sentence` below a verdict in answer to a letter in `language` leaves it none.
-
-    Approving is what harms: an approval stands where no clause below begins with a condition, or has one
-    that can't be mistaken or with a phrase that approves, and no sentence begins with a denial or denies
-    such a phrase or an act, asks, or declines: in its first clause in any language. A refusal is often
-    explained by what a condition, a denial or an approval says ("I would approve two nights"), and falls
-    to one that is meant: not denied, in few words, at the beginning of a clause or after "I meant".
-    """
-    words = lexicon()
-    languages = {*said.languages, language, "en", "zxx"}
-    clauses = [_tokens(clause) for clause in _CLAUSE.split(sentence)]
-    if said.verdict == "approve" and not _ASKS.search(sentence):
-        clauses = _telling(clauses, language, languages)
-    every = [token for clause in clauses for token in clause]
-    denied = [token for token in every if words.negation(token, languages)]
-    if said.verdict == "approve":
-        approving = [_says("approve", clause, language, languages) for clause in clauses]
-        if any(
-            _hedges(_past_courtesies(clause, languages), languages)
-            or words.limits(clause, languages, approving=says)
-            or (1 < len(clause) <= FEW + 1 and clause[-1] in words.conditions_last)
-            for clause, says in zip(clauses, approving, strict=True)
-        ):
-            return Why.CONDITION
-        # "Rather not", "I can't approve it"; but "looks good, not too dear".
-        if words.denies(_past_courtesies(every, languages), languages) or (
-            denied and (every[-1] in denied or any(approving) or not words.acts.isdisjoint(every))
-        ):
-            return Why.NEGATED
-        first = words.verdict(" ".join(next(filter(None, clauses), ())), language)
-        if (first and first[0] == "decline") or any(
-            _says("decline", clause, language, languages) for clause in clauses
-        ):
-            return Why.BOTH
-        return Why.QUESTION if _ASKS.search(sentence) else None
-    told = denied or not any(_means("approve", clause, every, language, languages) for clause in clauses)
-    return None if told else Why.BOTH
-
-
-def hedges(line: str, language: str) -> bool:
-    """Tell whether `line`, below an approval, takes it back."""
-    said = Judgement("approve", None)
-    return any(
-        objects(sentence, said, language) and not (disclaims(sentence) and excused(sentence, language))
-        for sentence in sentences(line)
-    )
-
-
-def weighs(line: str, language: str) -> bool:
-    """Tell whether `line` says yes, no or perhaps anywhere: then it is its writer's own."""
-    languages = {language, "en", "zxx"}
-    return any(
-        objects(sentence, Judgement("approve", None), language)
-        or any(_says("approve", _tokens(clause), language, languages) for clause in _CLAUSE.split(sentence))
-        for sentence in sentences(line)
-    )
-
-
-def _tokens(folded: str) -> list[str]:
-    return [token for part in _BETWEEN.split(folded) if (token := part.strip(_WRAPPING + "'~"))]
-
-
-def _past_courtesies(tokens: Sequence[str], languages: Collection[str]) -> Sequence[str]:
-    """Return `tokens` from the first that is more than politeness: "please don't", "PS only if"."""
-    words = lexicon()
-    start = 0
-    while start < len(tokens) and (tokens[start] in ASIDES or words.courtesy(tokens[start], languages)):
-        start += 1
-    return tokens[start:]
-
-
-def _says(side: Choice, clause: Sequence[str], language: str, languages: Collection[str]) -> bool:
-    """Tell whether a clause has a phrase of one side in it: to decline, a long one of any language."""
-    words = lexicon()
-    for start, head in enumerate(clause):
-        for end in (
-            range(start + 1, min(start + words.longest, len(clause)) + 1) if head in words.heads else ()
-        ):
-            phrase = " ".join(clause[start:end])
-            found = words.verdict(phrase, language)
-            if found is None or found[0] != side:
-                continue
-            long = len(phrase) > SHORT
-            known = not set(found[1]).isdisjoint(languages) and (long or start == 0 or end == len(clause))
-            if known or (long and side == "decline"):
-                return True
-    joined = "".join(clause)
-    return joined > SPACELESS and any(
-        phrase in joined for phrase in words.phrases[side] if phrase > SPACELESS and len(phrase) > 1
-    )
-
-
-def _hedges(clause: Sequence[str], languages: Collection[str]) -> bool:
-    """Tell whether a clause begins with a condition; a verb that many do, in few words or about the reply."""
-    words = lexicon()
-    aside = len(clause) > FEW and clause[0] in words.ordinary and words.pointing.isdisjoint(clause)
-    return not aside and words.hedges(clause, languages)
-
-
-def _telling(clauses: list[list[str]], language: str, languages: Collection[str]) -> list[list[str]]:
-    """Return the clauses of a sentence up to "no problem", "but next time", if nothing after it objects."""
-    words = lexicon()
-    for at, clause in enumerate(clauses):
-        opening = _past_courtesies(clause, languages)
-        if not opening or opening[0] not in words.idle_heads or words.past_harmless(opening) is None:
-            continue
-        every = [token for clause in clauses[at:] for token in clause]
-        rest = words.past_harmless(_past_courtesies(every, languages))
-        if rest is not None:
-            objects = (
-                words.limits(rest, languages, approving=True)
-                or any(words.negation(token, languages) for token in rest)
-                or _says("decline", rest, language, languages)
-            )
-            return clauses if objects else clauses[:at]
-    return clauses
-
-
-def _refuses(sentence: str, language: str) -> bool:
-    """Tell whether a folded sentence has a phrase that declines and is no word by chance."""
-    return any(_says("decline", _tokens(clause), language, ()) for clause in _CLAUSE.split(sentence))
-
-
-def _means(
-    side: Choice, clause: Sequence[str], every: Sequence[str], language: str, languages: Collection[str]
-) -> bool:
-    """Tell whether a clause of the sentence `every` says a side of its own, and does not tell of one."""
-    words = lexicon()
-    clause = _past_courtesies(clause, languages)
-    if (found := words.verdict(" ".join(clause), language)) and found[0] == side:
-        return True
-    if not _says(side, clause, language, languages):
-        return False
-    return (
-        len(clause) <= FEW
-        or not words.instead.isdisjoint(every)
-        or any(
-            (found := words.verdict(phrase, language)) and found[0] == side and len(phrase) > SHORT
-            for phrase in (" ".join(clause[:end]) for end in range(1, words.longest + 1))
-        )
-    )
-
-
 def _segment(segment: str, language: str, words: Lexicon) -> Judgement | None:
     """Return what a segment says: a phrase that at most courtesies follow."""
     tokens = segment.split()
@@ -343,7 +117,7 @@ def _segment(segment: str, language: str, words: Lexicon) -> Judgement | None:
 def _likely(folded: str, language: str) -> Why:
     """Return the likeliest reason why a line is no decision; a help for its writer, nothing rests on it."""
     words = lexicon()
-    line = " ".join(_BETWEEN.split(folded[:MAX_LINE]))
+    line = " ".join(BETWEEN.split(folded[:MAX_LINE]))
     if all(any(_holds(line, phrase) for phrase in words.phrases[side]) for side in words.phrases):
         return Why.BOTH
     if any(_holds(line, word) for word in words.conditions({language})):

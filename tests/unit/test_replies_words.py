@@ -7,19 +7,9 @@ import pytest
 
 from service.domain import Choice
 from service.replies.lexicon import fold, lexicon
+from service.replies.objections import disclaims, objects, retracts, sentences, takes_back, warns
 from service.replies.values import Why
-from service.replies.verdict import (
-    Judgement,
-    decides,
-    disclaims,
-    greets,
-    judge,
-    objects,
-    retracts,
-    sentences,
-    takes_back,
-    warns,
-)
+from service.replies.verdict import Judgement, decides, greets, judge
 
 WORDS: Final = lexicon()
 CHOICES: Final[tuple[Choice, ...]] = ("approve", "decline")
