@@ -13,6 +13,7 @@ lost in silence. Whatever is not plainly a decision is asked back.
     markup    HTML as lines
     newtext   what is new in them
     verdict   what one line says
+    objections  what the lines below it say against it
     lexicon   the words, from languages/*.toml
 
 Nothing here does I/O but reading its own word lists, once.

@@ -45,7 +45,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     "do not book"; `telling` are those of two letters that mean themselves in any mail
     before two more words. `harmless` and `farewells` have such words and take nothing back:
     "no problem", "if you have any questions", "bis bald". A word of `instead` tells the
-    verdict that was meant from one that is told of. The rest is for finding what is new in a reply.
+    verdict that was meant from one that is told of, and one of `assents` is no decision and yes
+    all the same. The rest is for finding what is new in a reply.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     greetings: list[str] = []
     negations: list[str] = []
     acts: list[str] = []
+    assents: list[str] = []
     conditions: list[str] = []
     conditions_anywhere: list[str] = []
     conditions_last: list[str] = []
@@ -115,6 +117,7 @@ class Lexicon:
         self.conditions_last = self._union("conditions_last")
         self._telling = self._union("telling")
         self.acts = self._union("acts")
+        self.assents = self._union("assents")
         self._harmless = self._by_word("harmless")
         self._farewells = self._by_word("farewells")
         #: "Cancel that" takes back, "cancel my seat in the train" does not.

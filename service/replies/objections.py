@@ -119,7 +119,8 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
         approving = [_says("approve", clause, language, languages) for clause in clauses]
         if any(
             _hedges(_past_courtesies(clause, languages), languages)
-            or words.limits(clause, languages, approving=says)
+            # "All good if Max agrees": no decision by itself, and yes all the same.
+            or words.limits(clause, languages, approving=says or not words.assents.isdisjoint(clause))
             or (1 < len(clause) <= FEW + 1 and clause[-1] in words.conditions_last)
             for clause, says in zip(clauses, approving, strict=True)
         ):

@@ -132,8 +132,13 @@ def test_a_condition_a_denial_or_a_refusal_below_takes_an_approval_back() -> Non
         for word in (*words.conditions, *words.retractions, *words.negations, *refusals):
             assert objects(next(sentences(f"{word} x")), said, tag), (tag, word)
     good = Judgement("approve", None, ("en",))
-    for line in ("Looks good, not too dear.", "There is no rush.", "Jen", "Street No. 5, Paris"):
+    for line in ("Looks good, not too dear.", "There is no rush.", "Jen", "Street No. 5, Paris", "All good."):
         assert not any(objects(sentence, good, "en") for sentence in sentences(line)), line
+    for tag, words in WORDS.languages.items():
+        for assent, condition in product(words.assents, words.conditions):
+            sentence = next(sentences(f"{assent} {condition} x"))
+            assert objects(sentence, Judgement("approve", None, (tag,)), tag), sentence
+    assert objects("all good if max agrees.", good, "en") is Why.CONDITION
 
 
 def test_a_refusal_keeps_its_reasons() -> None:
