@@ -267,19 +267,19 @@ class Web:
     def _page(self, endpoint: Endpoint) -> Endpoint:
         async def shown(request: HttpRequest) -> Response:
             try:
-                try:
-                    return await endpoint(request)
-                except asyncio.CancelledError as exc:
-                    if not self._stopping.is_set():
-                        raise
-                    raise EngineAway("this process stops") from exc
+                return await endpoint(request)
             except ApprovalsError as exc:
-                csp_nonce = secrets.token_urlsafe(16)
-                text = _TEXTS.get(type(exc), str(exc))
-                if isinstance(exc, EngineAway) and request.method == "POST":
-                    text = _UNKNOWN
-                page = self._pages.problem(title=exc.title, text=text, csp_nonce=csp_nonce)
-                return page_response(page, exc.http_status, csp_nonce)
+                refusal = exc
+            except asyncio.CancelledError:
+                if not self._stopping.is_set():
+                    raise
+                refusal = EngineAway("this process stops")
+            csp_nonce = secrets.token_urlsafe(16)
+            text = _TEXTS.get(type(refusal), str(refusal))
+            if isinstance(refusal, EngineAway) and request.method == "POST":
+                text = _UNKNOWN
+            page = self._pages.problem(title=refusal.title, text=text, csp_nonce=csp_nonce)
+            return page_response(page, refusal.http_status, csp_nonce)
 
         return shown
 
