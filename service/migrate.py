@@ -10,20 +10,18 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resonate.error import ServerError
 from resonate.send import Sender
 from resonate.transport import Transport
 from resonate.types import PromiseCreateReq, PromiseRecord, PromiseSettleReq
 
 from service.engine import OWNER_TAG, Engine, open_engine, sqlite_path
 from service.engine.lists import MAX_PAGE
-from service.errors import SettingsError
+from service.errors import NotFound, SettingsError
 from service.records import APPROVAL, CREATED_TAG, GROUP, KIND_TAG, engine_errors
 
 SETTING = "APPROVALS_ENGINE"
 #: Approvals in flight to the new engine at once.
 AT_ONCE = 16
-_NOT_FOUND = 404
 
 
 @dataclass
@@ -84,7 +82,7 @@ async def _moved(source: Engine, target: Engine, *, leave: bool) -> Moved:
     address, gate = target.sources[0].resolve_target(GROUP), asyncio.Semaphore(AT_ONCE)
 
     async def move(approval_id: str) -> None:
-        async with gate, engine_errors():
+        async with gate:
             if await _copied(ours, theirs, approval_id, found.parts[approval_id], address):
                 done.moved += 1
             else:
@@ -123,10 +121,9 @@ async def _copied(ours: Sender, theirs: Sender, approval_id: str, parts: list[st
     """Open an approval there, last of all it is, since work on it then begins; False if its id is taken."""
     root = await ours.promise_get(approval_id)
     try:
-        there = await theirs.promise_get(approval_id)
-    except ServerError as exc:
-        if exc.code != _NOT_FOUND:
-            raise
+        async with engine_errors(missing=NotFound(approval_id)):
+            there = await theirs.promise_get(approval_id)
+    except NotFound:
         for part in parts:
             await _copy(theirs, await ours.promise_get(part), {OWNER_TAG: approval_id})
         born = root.tags.get(CREATED_TAG, str(root.created_at))
@@ -136,13 +133,17 @@ async def _copied(ours: Sender, theirs: Sender, approval_id: str, parts: list[st
 
 async def _copy(theirs: Sender, promise: PromiseRecord, tags: dict[str, str]) -> PromiseRecord:
     """Create a promise there as it is here, `tags` added, its value as it is encoded."""
-    there = await theirs.promise_create(
-        PromiseCreateReq(
-            id=promise.id, timeout_at=promise.timeout_at, param=promise.param, tags=promise.tags | tags
+    # Its own patience for each: strangers' mails may have left an approval very many records.
+    async with engine_errors():
+        there = await theirs.promise_create(
+            PromiseCreateReq(
+                id=promise.id, timeout_at=promise.timeout_at, param=promise.param, tags=promise.tags | tags
+            )
         )
-    )
-    if promise.state != "pending" and promise.state != "rejected_timedout":  # noqa: PLR1714 - for mypy
-        await theirs.promise_settle(PromiseSettleReq(id=promise.id, state=promise.state, value=promise.value))
+        if promise.state != "pending" and promise.state != "rejected_timedout":  # noqa: PLR1714 - for mypy
+            await theirs.promise_settle(
+                PromiseSettleReq(id=promise.id, state=promise.state, value=promise.value)
+            )
     return there
 
 
