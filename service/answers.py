@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import msgspec
-from resonate.promises import Promises
 
+from service.engine import Promises
 from service.records import ANSWER, Clock, engine_errors, milliseconds, start_function, utc_now
 from service.tokens import spell
 

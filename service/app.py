@@ -122,7 +122,7 @@ async def running(
             observer=partial(_observe, engine),
         )
         target = engine.sources[0].resolve_target(GROUP)
-        approvals = Approvals(resonate, target)
+        approvals = Approvals(resonate.promises, target)
         decisions = Decisions(approvals)
         if "worker" in roles:
             outbox = Outbox(settings.smtp, fallback_sender=_address_of(settings.sender))
@@ -181,7 +181,7 @@ async def running(
                 pages=Pages(),
             )
             await stack.enter_async_context(_serving(web.app, sockets["HTTP"]))
-            stack.callback(web.hang_up)
+            stack.callback(approvals.hang_up)
         yield Running(
             settings,
             approvals,

@@ -5,15 +5,13 @@ import re
 import secrets
 import time
 from contextlib import suppress
-from typing import Literal
 
 import msgspec
 from resonate.error import ServerError
-from resonate.promises import Promises
-from resonate.resonate import Resonate
 from resonate.types import PromiseRecord
 
 from service.domain import Ballot, Closed, Report, ballot_key, tally
+from service.engine import Promises
 from service.errors import BallotGone, EngineAway, IdTaken, NotFound, RequestInvalid
 from service.records import (
     APPROVAL,
@@ -21,7 +19,7 @@ from service.records import (
     KIND_TAG,
     Clock,
     engine_errors,
-    find_record,
+    find_records,
     read_ask,
     read_ballot,
     read_end,
@@ -43,11 +41,13 @@ BEGINNING, LATEST_BEGINNING = 0.1, 2.0
 class Approvals:
     """Opens approvals and tells how they stand."""
 
-    def __init__(self, resonate: Resonate, target: str, now: Clock = utc_now) -> None:
-        self._resonate = resonate
+    def __init__(self, promises: Promises, target: str, now: Clock = utc_now) -> None:
+        self.promises = promises
         self._target = target
         self._now = now
-        self.promises: Promises = resonate.promises
+        #: Nobody is kept waiting any more: this process stops.
+        self.hung_up = False
+        self._waits: set[asyncio.Timeout] = set()
 
     async def open(self, body: object) -> tuple[Report, bool]:
         """Open the approval that `body` asks for; True tells that it is new.
@@ -89,55 +89,58 @@ class Approvals:
         """Tell how an approval stands. Raises NotFound, EngineAway."""
         return await self.report(await self._root(approval_id))
 
-    async def wait(self, approval_id: str, seconds: float, stop: asyncio.Event | None = None) -> Report:
-        """Tell how it stands once it is decided, after `seconds`, or when `stop` is set.
+    async def wait(self, approval_id: str, seconds: float) -> Report:
+        """Tell how it stands once it is decided, after `seconds`, or as soon as we hang up.
 
         Decided it is from the arbiter's end on, whenever a worker gets to the rest.
         Raises NotFound, EngineAway.
         """
         root, end_of_patience = await self._root(approval_id), time.monotonic() + seconds
-        stopping = asyncio.create_task((stop or asyncio.Event()).wait())
-        try:
-            while True:
-                report, arbiter = await self._standing(root)
-                left = end_of_patience - time.monotonic()
-                if report.status != "pending" or left <= 0 or stopping.done():
-                    return report
-                if arbiter is None:
-                    await self._begun(root, left, stopping)
-                    root = await self._root(approval_id)
-                else:
-                    await self._settled(arbiter, left, stopping)
-                    end_of_patience = 0  # whatever ended the wait, it was the only one
-        finally:
-            stopping.cancel()
+        while True:
+            report, arbiter = await self._standing(root)
+            left = end_of_patience - time.monotonic()
+            if report.status != "pending" or left <= 0 or self.hung_up:
+                return report
+            if arbiter is None:
+                await self._begun(root, left)
+                root = await self._root(approval_id)
+            else:
+                await self._settled(arbiter, left)
+                end_of_patience = 0  # whatever ended the wait, it was the only one
 
-    async def _begun(
-        self, root: PromiseRecord, seconds: float, stopping: asyncio.Task[Literal[True]]
-    ) -> None:
-        """Return once a worker has begun with it or it has ended, after `seconds`, or with `stopping`."""
+    def hang_up(self) -> None:
+        """Tell those who wait how it stands, now and from now on."""
+        self.hung_up = True
+        for wait in self._waits:
+            wait.reschedule(0)
+
+    async def _begun(self, root: PromiseRecord, seconds: float) -> None:
+        """Return once a worker has begun with it or it has ended, after `seconds`, or as we hang up."""
         ask, end, pause = read_ask(root), time.monotonic() + seconds, BEGINNING
         key = ballot_key(ask.approval_id, ask.approvers[0].email)
-        while (left := end - time.monotonic()) > 0 and not stopping.done():
-            if await self._settled(root.id, min(left, pause), stopping):
+        while (left := end - time.monotonic()) > 0 and not self.hung_up:
+            if await self._settled(root.id, min(left, pause)):
                 return
             with suppress(EngineAway):
                 async with engine_errors():
-                    if await find_record(self.promises, key) is not None:
+                    if await find_records(self.promises, key) != [None]:
                         return
             pause = min(2 * pause, LATEST_BEGINNING)
 
-    async def _settled(self, promise_id: str, seconds: float, stopping: asyncio.Task[Literal[True]]) -> bool:
-        """Return True when a promise is settled, or False after `seconds` or with `stopping`."""
+    async def _settled(self, promise_id: str, seconds: float) -> bool:
+        """Return True when a promise is settled, or False after `seconds` or as we hang up."""
         async with engine_errors():
-            handle = await self._resonate.get(promise_id)
-        settled = asyncio.create_task(handle.result())
+            watch = await self.promises.watch(promise_id)
         try:
-            await asyncio.wait({settled, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            return settled.done()
+            async with asyncio.timeout(0 if self.hung_up else seconds) as wait:
+                self._waits.add(wait)
+                # Not through a task: nothing comes between the outcome and whoever waits for it.
+                await watch
+        except TimeoutError:
+            return False
         finally:
-            if not settled.cancel():
-                settled.exception()  # how it ended is read from the promise
+            self._waits.discard(wait)
+        return True
 
     async def ballot(self, key: bytes) -> Ballot:
         """Return the ballot as it stands. Raises BallotGone, EngineAway."""
@@ -170,9 +173,9 @@ class Approvals:
         ask = read_ask(promise)
         keys = [ballot_key(ask.approval_id, approver.email) for approver in ask.approvers]
         async with engine_errors():
-            records = await asyncio.gather(*(find_record(self.promises, key) for key in keys))
+            records = await find_records(self.promises, *keys)
             asked = dict.fromkeys(id_ for r in records if r is not None for id_ in (r.arbiter, r.promise))
-            found = await asyncio.gather(*map(self.promises.get, asked))
+            found = await self.promises.read(*asked)
             ends = dict(zip(asked, map(read_end, found), strict=True))
             arbiter_id = next((r.arbiter for r in records if r is not None), None)
             arbiter = None if arbiter_id is None else ends[arbiter_id]

@@ -9,12 +9,10 @@ Each is a promise that is created once and never settled: it ends with the ballo
 """
 
 import msgspec
-from resonate.error import ServerError
-from resonate.promises import Promises
 from resonate.types import PromiseRecord, Value
 
 from service.domain import Ballot, Signal, SignalKind
-from service.engine import OWNER_TAG
+from service.engine import OWNER_TAG, Promises
 from service.records import (
     APPROVER_TAG,
     KIND_TAG,
@@ -32,8 +30,6 @@ from service.tokens import spell
 #: Names a signal's kind in its promise's tags.
 SIGNAL_TAG = "approvals:signal"
 
-_NOT_FOUND = 404
-
 
 class Journal:
     """Remembers messages. Everything here is durable when it returns, and raises EngineAway."""
@@ -45,13 +41,8 @@ class Journal:
     async def knows(self, ballot: Ballot, mark: str) -> bool:
         """Tell whether the message with this mark was acted on."""
         async with engine_errors():
-            try:
-                await self._promises.get(_mail_id(ballot, mark))
-            except ServerError as exc:
-                if exc.code == _NOT_FOUND:
-                    return False
-                raise
-        return True
+            (kept,) = await self._promises.find(_mail_id(ballot, mark))
+        return kept is not None
 
     async def mark(self, ballot: Ballot, mark: str) -> None:
         """Remember that the message with this mark was acted on."""
@@ -63,7 +54,7 @@ class Journal:
         signal = Signal(kind=kind, at_ms=milliseconds(now), text=text, sender=sender)
         tags = {KIND_TAG: "signal", SIGNAL_TAG: kind, APPROVER_TAG: ballot.approver.email}
         async with engine_errors():
-            kept = await read_signals(self._promises, ballot.key)
+            (kept,) = await read_signals(self._promises, ballot.key)
         while not any(one.kind == kind and instant(one.at_ms).date() == now.date() for one in kept):
             promise = await self._keep(signal_id(ballot.key, len(kept)), ballot, Value(data=signal), tags)
             kept.append(msgspec.convert(promise.param.data, Signal))  # ours, or another process's

@@ -10,10 +10,9 @@ from datetime import timedelta
 
 import msgspec
 from resonate.error import ResonateError
-from resonate.promises import Promises
 from resonate.types import Value
 
-from service.engine import Parked
+from service.engine import Parked, Promises
 from service.engine.lists import Search
 from service.records import KIND_TAG, milliseconds, utc_now
 from service.tokens import spell

@@ -20,11 +20,10 @@ from functools import lru_cache
 
 import msgspec
 from resonate.error import ResonateError, ServerError
-from resonate.promises import Promises
 from resonate.types import PromiseRecord, TaskData, Value
 
 from service.domain import Ballot, BallotRecord, Closed, End, Signal, Vote, ballot_key, undecided
-from service.engine import OWNER_TAG
+from service.engine import OWNER_TAG, Promises
 from service.errors import EngineAway, IdTaken, NotFound, RequestInvalid
 from service.requests import Ask, Request, definite, parse_request
 from service.tokens import spell
@@ -95,42 +94,36 @@ async def record_ballot(promises: Promises, ask: Ask, record: BallotRecord) -> b
     return kept.state == "pending"
 
 
-async def find_record(promises: Promises, key: bytes) -> BallotRecord | None:
-    """Return the ballot's record, or None where there is none."""
-    try:
-        promise = await promises.get(_record_id(key))
-    except ServerError as exc:
-        if exc.code == _NOT_FOUND:
-            return None
-        raise
-    return msgspec.convert(promise.param.data, BallotRecord)
+async def find_records(promises: Promises, *keys: bytes) -> list[BallotRecord | None]:
+    """Return ballots' records, None where there is none."""
+    found = await promises.find(*map(_record_id, keys))
+    return [None if one is None else msgspec.convert(one.param.data, BallotRecord) for one in found]
 
 
 async def read_ballot(promises: Promises, key: bytes) -> Ballot:
     """Return the ballot as it stands. Raises the SDK's ServerError 404 where there is none."""
     record = msgspec.convert((await promises.get(_record_id(key))).param.data, BallotRecord)
-    root, arbiter = await asyncio.gather(promises.get(record.approval_id), promises.get(record.arbiter))
+    root, arbiter = await promises.read(record.approval_id, record.arbiter)
     return Ballot(key=key, ask=read_ask(root), record=record, end=read_end(arbiter))
 
 
-async def read_signals(promises: Promises, key: bytes) -> list[Signal]:
-    """Return what machines told of a ballot's approver, the earliest first."""
-    signals: list[Signal] = []
-    while True:
-        try:
-            promise = await promises.get(signal_id(key, len(signals)))
-        except ServerError as exc:
-            if exc.code == _NOT_FOUND:
-                return signals
-            raise
-        signals.append(msgspec.convert(promise.param.data, Signal))
+async def read_signals(promises: Promises, *keys: bytes) -> list[list[Signal]]:
+    """Return what machines told of each ballot's approver, the earliest first."""
+    told: list[list[Signal]] = [[] for _ in keys]
+    asked = list(zip(keys, told, strict=True))
+    while asked:
+        found = await promises.find(*(signal_id(key, len(signals)) for key, signals in asked))
+        more = [(one, promise) for one, promise in zip(asked, found, strict=True) if promise is not None]
+        for (_, signals), promise in more:
+            signals.append(msgspec.convert(promise.param.data, Signal))
+        asked = [one for one, _ in more]
+    return told
 
 
 async def signals_of(promises: Promises, ask: Ask, arbiter: End | None) -> dict[str, list[Signal]]:
     """Return what machines told of those who did not decide, by address."""
     emails = [approver.email for approver in undecided(ask, arbiter)]
-    keys = [ballot_key(ask.approval_id, email) for email in emails]
-    told = await asyncio.gather(*(read_signals(promises, key) for key in keys))
+    told = await read_signals(promises, *(ballot_key(ask.approval_id, email) for email in emails))
     return dict(zip(emails, told, strict=True))
 
 

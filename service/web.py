@@ -76,7 +76,6 @@ class Web:
         self._tokens = tokens
         self._pages = pages
         self._now = now
-        self._stopping = asyncio.Event()
         self._https = settings.public_url.startswith("https:")
         # A __Host- cookie is tied to this host and to TLS; browsers refuse one over http.
         self._cookie = "__Host-approvals" if self._https else "approvals"
@@ -95,10 +94,6 @@ class Web:
         )
         self.app.router.redirect_slashes = False
 
-    def hang_up(self) -> None:
-        """Answer those who wait for a decision with how it stands; call it before the server stops."""
-        self._stopping.set()
-
     # ── The API ───────────────────────────────────────────────────────────────
 
     async def open_approval(self, request: HttpRequest) -> Response:
@@ -116,9 +111,7 @@ class Web:
         if unknown := sorted(request.query_params.keys() - {"wait"}):
             raise RequestInvalid(*(FieldProblem(name, "unknown parameter") for name in unknown))
         seconds = _wait(request.query_params.get("wait", "0"))
-        return json_response(
-            to_wire(await self._approvals.wait(request.path_params["id"], seconds, self._stopping))
-        )
+        return json_response(to_wire(await self._approvals.wait(request.path_params["id"], seconds)))
 
     async def start_workflow(self, request: HttpRequest) -> Response:
         """Start or find a workflow by its id: the call of Resonate's own walk-through."""
@@ -258,7 +251,7 @@ class Web:
             except ApprovalsError as exc:
                 return problem_response(exc)
             except asyncio.CancelledError:
-                if not self._stopping.is_set():
+                if not self._approvals.hung_up:
                     raise
                 return problem_response(HttpRefused(503, "Stopping", "this process stops; send it again"))
 
@@ -271,7 +264,7 @@ class Web:
             except ApprovalsError as exc:
                 refusal = exc
             except asyncio.CancelledError:
-                if not self._stopping.is_set():
+                if not self._approvals.hung_up:
                     raise
                 refusal = EngineAway("this process stops")
             csp_nonce = secrets.token_urlsafe(16)

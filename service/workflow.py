@@ -9,7 +9,6 @@ A body once run is a promise to the engine: a changed order of its durable calls
 is a new version beside the old one, never an edit.
 """
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from typing import Any, Literal, Protocol
 import msgspec
 from resonate.context import Context, ResonateFuture
 from resonate.error import PlatformError, ResonateError, Suspended
-from resonate.promises import Promises
 from resonate.resonate import Resonate
 from resonate.retry import Exponential, Never
 from resonate.types import Value
@@ -29,6 +27,7 @@ from resonate.types import Value
 from service.answers import ANSWER_LIFE, Answer
 from service.conversation import Accepted, Later, Sent, Undeliverable
 from service.domain import Ballot, BallotRecord, Closed, End, Report, Vote, ballot_key, tally, to_wire
+from service.engine import Promises
 from service.errors import RequestInvalid
 from service.letters import Letter, Letters
 from service.records import (
@@ -171,7 +170,7 @@ async def close(
         ports, root_id = ctx.get_dependency(Ports), ctx.info.id
         promises = ports.promises
         asked = dict.fromkeys([root_id, arbiter_id, *seat_ids])
-        found = dict(zip(asked, await asyncio.gather(*map(promises.get, asked)), strict=True))
+        found = dict(zip(asked, await promises.read(*asked), strict=True))
         ask, end = read_ask(found[root_id]), read_end(found[arbiter_id])
         seats = [read_end(found[seat_id]) for seat_id in seat_ids]
         if end is None:

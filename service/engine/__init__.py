@@ -50,18 +50,20 @@ from service.engine.database import SETTING
 from service.engine.elsewhere import Connector, Elsewhere
 from service.engine.embedded import EmbeddedEngine
 from service.engine.lists import Page, Search, no_lists, searching
-from service.engine.nearby import Nearby
 from service.engine.parking import Parked, Parking
+from service.engine.promises import Client, Nearby, Promises
 from service.engine.retention import KEPT_MS, OWNER_TAG
 from service.engine.unix import unix_path
 from service.errors import SettingsError
 
 __all__ = [
     "OWNER_TAG",
+    "Client",
     "Connection",
     "EmbeddedEngine",
     "Engine",
     "Parked",
+    "Promises",
     "backup",
     "open_engine",
     "sqlite_path",
@@ -122,6 +124,7 @@ class Engine:
     search_: Search = field(default=no_lists, repr=False)
     advice_: Callable[[], Awaitable[list[str]]] = field(default=_no_advice, repr=False)
     about_: Callable[[], Awaitable[str]] = field(default=_protocol, repr=False)
+    promises_: Callable[[Resonate], Promises] = field(default=Promises, repr=False)
     #: What to do where messages or timers are late.
     slow: str = "the machine is busy, or its disk slow"
 
@@ -149,9 +152,10 @@ class Engine:
         """Return its version, as far as it tells one."""
         return await self.about_()
 
-    def client(self, **options: Any) -> Resonate:
+    def client(self, **options: Any) -> Client:
         """Return the SDK's client on this engine, not started; `options` are its own."""
-        client = Resonate(
+        return Client(
+            self.promises_,
             network=self.network,
             sources=self.sources,
             group=self.group,
@@ -163,9 +167,6 @@ class Engine:
             autostart=False,
             **options,
         )
-        if self.embedded is not None:
-            client.promises = Nearby(self.embedded, client.promises)
-        return client
 
     async def start(self) -> None:
         """Open the engine; SettingsError says in one line why that can't be."""
@@ -305,6 +306,7 @@ def open_engine(
                 heartbeat=NoopHeartbeat(),
                 parking=parking,
                 embedded=embedded,
+                promises_=partial(Nearby, embedded),
                 search_=searching(connection),
                 open_=embedded.start,
                 about_=_sqlite,

@@ -116,6 +116,8 @@ class Database:
         #: Off between ``debug.start`` and ``debug.stop``: then nothing fires by itself.
         self.running = True
         self.messages: list[Message] = []
+        #: What was settled, by id, for those who watch in this process.
+        self.settled: list[str] = []
         #: The last transaction failed: the file can't be written just now.
         self.faulty = False
         self._reaper = retention.Reaper(retention_ms)
@@ -182,7 +184,7 @@ class Database:
         """Do the jobs and whatever is due in one transaction; return each job's outcome.
 
         An outcome is what the job's work returned, or a StorageFault. Messages
-        that follow from it are appended to `messages`.
+        that follow from it are appended to `messages`, what was settled to `settled`.
         """
         try:
             return self._attempt(jobs, fire=fire)
@@ -225,6 +227,7 @@ class Database:
         self.faulty, self._unforced = False, lazy
         self._next_due = min((at for at in (due, tx.next_due) if at is not None), default=None)
         self.messages += tx.messages
+        self.settled += tx.settled
         return outcomes
 
     def _roll_back(self) -> None:

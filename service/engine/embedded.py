@@ -77,6 +77,7 @@ class EmbeddedEngine:
         self._database = Database(path, clock=clock, retention_ms=retention_ms, debug_verbs=debug_verbs)
         self._writer = Writer(self._database, self._committed)
         self._switchboard = Switchboard()
+        self._watches: dict[str, list[asyncio.Future[None]]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="engine-reader")
         self._reading: sqlite3.Connection | None = None
         self._glancing: sqlite3.Connection | None = None
@@ -156,6 +157,21 @@ class EmbeddedEngine:
         """Return one promise as it was last committed and reads now, or None. Raises ConnectorError."""
         pair = self._glance(lambda rows: rows.pair(id_))
         return None if pair is None else rules.project(pair[0], self._database.clock())
+
+    def watch(self, id_: str) -> asyncio.Future[None]:
+        """Return a future that is done once a promise that can be awaited is settled and that is on disk.
+
+        Nothing of it is written, since whoever watches is here. To stop watching, cancel it.
+        """
+        watch: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watches.setdefault(id_, []).append(watch)
+        watch.add_done_callback(partial(self._unwatch, id_))
+        return watch
+
+    def _unwatch(self, id_: str, watch: asyncio.Future[None]) -> None:
+        others = [other for other in self._watches.pop(id_, ()) if other is not watch]
+        if others:
+            self._watches[id_] = others
 
     def _glance[T](self, read: Callable[[Rows], T]) -> T:
         """Read on the loop: by its key a promise takes microseconds, and two changes of threads more."""
@@ -242,16 +258,23 @@ class EmbeddedEngine:
             for promise, address in tx.rows.unblocks_waiting(listener, ATTACH_BATCH)
         ]
 
-    def _committed(self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message]) -> None:
+    def _committed(
+        self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message], settled: Sequence[str]
+    ) -> None:
         """Hand a commit's outcomes to the loop; in the writer's thread."""
         loop = self._loop
         if loop is not None:
             # A loop that was closed under us has nobody left to tell.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._announce, outcomes, messages)
+                loop.call_soon_threadsafe(self._announce, outcomes, messages, settled)
 
-    def _announce(self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message]) -> None:
-        # Messages first: whoever waits for a promise hears of it before whoever settled it goes on.
+    def _announce(
+        self, outcomes: Sequence[tuple[Job, Any]], messages: Sequence[Message], settled: Sequence[str]
+    ) -> None:
+        # Whoever waits for a promise hears of it before whoever settled it goes on.
+        for id_ in settled:
+            for watch in self._watches.pop(id_, ()):
+                _set(watch, None)
         for message in messages:
             self._deliver(message)
         for job, outcome in outcomes:

@@ -50,6 +50,8 @@ class Transaction:
         self.live = live
         self.endless = False
         self.messages: list[Message] = []
+        #: Promises that can be awaited and were settled, by id.
+        self.settled: list[str] = []
         #: The earliest instant that this transaction made something due, in ms.
         self.next_due: int | None = None
 
@@ -125,6 +127,7 @@ class Transaction:
             self.rows.update_task(promise.row, rules.fulfilled(task))
         if not promise.external:
             return
+        self.settled.append(promise.id)
         for address in self.rows.take_listeners(promise.row):
             self.rows.post(promise.row, "unblock", address, 0, self.now)
             if self.live:

@@ -26,8 +26,8 @@ SWEEP_S: Final = 1.0
 #: Seconds between two slices of reclaiming.
 RECLAIM_S: Final = 10.0
 
-#: What a commit brought: each job with its outcome, and the messages that follow.
-type Outcomes = Callable[[Sequence[tuple[Job, Any]], Sequence[Message]], None]
+#: What a commit brought: each job with its outcome, the messages that follow, and what was settled.
+type Outcomes = Callable[[Sequence[tuple[Job, Any]], Sequence[Message], Sequence[str]], None]
 
 
 class Writer:
@@ -107,7 +107,7 @@ class Writer:
             jobs = [*self._in_hand, *self._queue]
             self._queue.clear()
         if jobs:
-            self._outcomes([(job, StorageFault("the engine is closed")) for job in jobs], ())
+            self._outcomes([(job, StorageFault("the engine is closed")) for job in jobs], (), ())
 
     def _loop(self) -> None:
         swept = time.monotonic()
@@ -129,9 +129,11 @@ class Writer:
                 swept = time.monotonic()
 
     def _tell(self, outcomes: Sequence[tuple[Job, Any]]) -> None:
-        messages, self._database.messages = self._database.messages, []
-        if outcomes or messages:
-            self._outcomes(outcomes, messages)
+        database = self._database
+        messages, settled = database.messages, database.settled
+        database.messages, database.settled = [], []
+        if outcomes or messages or settled:
+            self._outcomes(outcomes, messages, settled)
 
     def _patience(self) -> float:
         """Return how long nothing needs doing, in seconds."""

@@ -75,7 +75,7 @@ async def at_work(
     if works:
         register(resonate)
     resonate.start()
-    yield Approvals(resonate, engine.sources[0].resolve_target(GROUP), now)
+    yield Approvals(resonate.promises, engine.sources[0].resolve_target(GROUP), now)
     if mail.how == "hangs":  # as if killed: its leaf has no end
         await engine.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -152,7 +152,7 @@ async def test_who_waits_where_no_worker_is_asks_the_engine_seldom(tmp_path: Pat
     await engine.start()
     resonate = engine.client()
     resonate.start()
-    approvals = Approvals(resonate, "poll://any@nobody")
+    approvals = Approvals(resonate.promises, "poll://any@nobody")
     approvers = [f"p{n}@corp.example" for n in range(50)]
     await approvals.open(ASKED | {"approvers": approvers})
     asked: list[str] = []

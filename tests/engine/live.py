@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from resonate.resonate import Resonate
 from resonate.retry import Never
 
-from service.engine import EmbeddedEngine, Engine, open_engine, sqlite_path
+from service.engine import Client, EmbeddedEngine, Engine, open_engine, sqlite_path
 from service.engine.http import HttpSurface
 from service.engine.rows import Rows
 
@@ -22,7 +21,7 @@ from service.engine.rows import Rows
 PATIENCE = 20.0
 
 
-def sdk(engine: Engine, ttl: timedelta | None = None) -> Resonate:
+def sdk(engine: Engine, ttl: timedelta | None = None) -> Client:
     """Return the SDK on an engine, as `service.app` builds it; not started."""
     return replace(engine, ttl=ttl or engine.ttl).client(retry_policy=Never())
 
@@ -30,7 +29,7 @@ def sdk(engine: Engine, ttl: timedelta | None = None) -> Resonate:
 @asynccontextmanager
 async def running(
     url: str, *functions: Callable[..., Any], ttl: timedelta | None = None, **options: Any
-) -> AsyncIterator[tuple[Engine, Resonate]]:
+) -> AsyncIterator[tuple[Engine, Client]]:
     """An engine and the SDK with functions registered by name, started, and stopped in order."""
     engine = open_engine(url, **options)
     await engine.start()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from resonate.resonate import Resonate
 
 from service.answers import Answers
 from service.approvals import Approvals
@@ -51,18 +50,9 @@ class House:
         self.engine: Engine = open_engine(
             f"sqlite:///{self._file}", group=GROUP, retention=KEPT, clock=self.now_ms
         )
-        self.resonate = Resonate(
-            network=self.engine.network,
-            sources=self.engine.sources,
-            group=GROUP,
-            pid=self.engine.pid,
-            heartbeat=self.engine.heartbeat,
-            clock=self.now_ms,
-            env={},
-            autostart=False,
-        )
+        self.resonate = self.engine.client(clock=self.now_ms)
         target = self.engine.sources[0].resolve_target(GROUP)
-        self.approvals = Approvals(self.resonate, target, self.now)
+        self.approvals = Approvals(self.resonate.promises, target, self.now)
         self.decisions = Decisions(self.approvals, self.now)
         self.answers = Answers(self.resonate.promises, target, self.now)
         tokens = Tokens([b"k" * 32], public_url="http://localhost", reply_domain="localhost")

@@ -10,12 +10,11 @@ import pytest
 from resonate.context import Context
 from resonate.error import ServerError
 from resonate.handle import ResonateHandle
-from resonate.promises import Promises
 from resonate.resonate import Resonate
 from resonate.types import PromiseCreateReq, Value
 from resonate_base import ConnectorError, Network, Source
 
-from service.engine import Engine, open_engine, sqlite_path
+from service.engine import Engine, Promises, open_engine, sqlite_path
 from service.engine.clock import now_ms
 from service.engine.embedded import OWED_S
 from service.errors import SettingsError
@@ -289,7 +288,7 @@ async def test_a_closed_file_is_whole_without_its_log(url: str) -> None:
 async def test_a_read_past_the_protocol_is_what_the_protocol_answers(url: str) -> None:
     """In every state a promise can be in, and for one that there is not."""
     async with running(url) as (_, r):
-        by_protocol = Promises(r._sender, r.promises.codec)
+        by_protocol = Promises(r)
         far, value = now_ms() + 60_000, Value(data={"n": 1})
         await r.promises.create("pending", far, value, {"t:a": "b", "resonate:external": "true"})
         await r.promises.create("late", now_ms() - 1, Value(), {})
@@ -302,11 +301,58 @@ async def test_a_read_past_the_protocol_is_what_the_protocol_answers(url: str) -
             read = await r.promises.get(name)
             assert read == await by_protocol.get(name)
             states.add(read.state)
+        for promises in (r.promises, by_protocol):
+            found = await promises.find("nothing", "pending")
+            assert found == [None, await by_protocol.get("pending")]
+            assert await promises.read("pending") == found[1:]
+            with pytest.raises(ServerError):
+                await promises.read("pending", "nothing")
         assert states == {"pending", "rejected_timedout", "resolved", "rejected", "rejected_canceled"}
         for promises in (r.promises, by_protocol):
             with pytest.raises(ServerError) as missing:
                 await promises.get("nothing")
             assert missing.value.code == 404
+
+
+@pytest.mark.parametrize("nearby", [True, False], ids=["nearby", "by protocol"])
+async def test_whoever_watches_hears_of_every_end(url: str, *, nearby: bool) -> None:
+    """Of a decision, a deadline and one that was there before; whoever stopped watching is forgotten."""
+    async with running(url) as (engine, r):
+        promises = r.promises if nearby else Promises(r)
+        far = now_ms() + 60_000
+        for name, due in (("decided", far), ("late", now_ms() + 80), ("ended", far), ("open", far)):
+            await r.promises.create(name, due, Value(), {"resonate:external": "true"})
+        await r.promises.cancel("ended", Value())
+        watches = [await promises.watch(name) for name in ("decided", "decided", "late", "ended", "open")]
+        watches.pop(1).cancel()
+        await r.promises.reject("decided", Value(data="no"))
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*watches[:3])
+        assert not watches[3].done()
+        watches[3].cancel()
+        with pytest.raises(ServerError):
+            await promises.watch("nothing")
+        await asyncio.sleep(0)
+        assert engine.embedded is not None
+        assert engine.embedded._watches == {}
+
+
+async def test_whoever_watches_hears_before_whoever_decided_goes_on(url: str) -> None:
+    """Software that waits for a decision has it before the page that thanks for it is made."""
+    heard: list[str] = []
+    async with running(url) as (_, r):
+        await r.promises.create("a", now_ms() + 60_000, Value(), {"resonate:external": "true"})
+
+        async def waits() -> None:
+            await (await r.promises.watch("a"))
+            heard.append((await r.promises.get("a")).state)
+
+        waiting = asyncio.create_task(waits())
+        await asyncio.sleep(0)
+        await r.promises.resolve("a", Value())
+        heard.append("decided")
+        await waiting
+    assert heard == ["resolved", "decided"]
 
 
 async def test_after_close_every_request_is_refused(url: str) -> None:
