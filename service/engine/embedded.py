@@ -143,6 +143,14 @@ class EmbeddedEngine:
             return StorageFault("the engine is closed")
         return await future
 
+    async def do[T](self, work: Callable[[Transaction], T]) -> T:
+        """Do something in a transaction; return what it returned once it is on disk. Raises ConnectorError."""
+        outcome = await self._do(work)
+        if isinstance(outcome, StorageFault):
+            raise ConnectorError(outcome)
+        done: T = outcome
+        return done
+
     def _owe(self, call: Call) -> None:
         """Try a release again until it is on disk: the SDK asks once, and nobody else can end the lease."""
 

@@ -1,25 +1,30 @@
 """The SDK's client of promises, with two things that it lacks: looking for some at once, and watching one.
 
-Whoever lives in the embedded engine's process goes past the protocol's envelopes, there and
-back: reading a promise is a look at its row then, and watching one writes nothing.
+Whoever lives in the embedded engine's process goes past the protocol's envelopes, which cost as
+much as what is in them: reading a promise is a look at its row then, and watching one writes nothing.
 """
 
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, override
 
 import msgspec
 import resonate.promises
+from resonate.core import SettleState
 from resonate.error import ServerError
 from resonate.resonate import Resonate
 from resonate.types import PromiseRecord, Value
 
 from service.engine.embedded import EmbeddedEngine
+from service.engine.handlers import promise_create, promise_settle
+from service.engine.rules import Promise
+from service.engine.wire import PromiseCreate, PromiseOut, PromiseSettle, Reply
 
 __all__ = ["Client", "Nearby", "Promises"]
 
-_NOT_FOUND = 404
+_OK, _NOT_FOUND = 200, 404
 _VALUE: Any = msgspec.json.Decoder(Value)
 _TAGS: Any = msgspec.json.Decoder(dict[str, str])
 
@@ -91,10 +96,31 @@ class Nearby(Promises):
             watch.set_result(None)
         return watch
 
+    @override
+    async def create(self, id: str, timeout_at: int, param: Value, tags: dict[str, str]) -> PromiseRecord:
+        """Create a promise, or return the one that exists. Raises ConnectorError."""
+        wanted = PromiseCreate(id, timeout_at, self._written(param), tags)
+        return self._read(await self._engine.do(partial(promise_create, req=wanted)))
+
+    @override
+    async def _settle(self, id: str, state: SettleState, value: Value) -> PromiseRecord:
+        """Settle a promise, or return how it was settled before. Raises ServerError 404, ConnectorError."""
+        wanted = PromiseSettle(id, state, self._written(value))
+        return self._read(await self._engine.do(partial(promise_settle, req=wanted)))
+
     def _look(self, id_: str) -> PromiseRecord | None:
         promise = self._engine.look(id_)
-        if promise is None:
-            return None
+        return None if promise is None else self._decoded(promise)
+
+    def _written(self, value: Value) -> msgspec.Raw:
+        return msgspec.Raw(msgspec.json.encode(self.codec.encode(value.data)))
+
+    def _read(self, reply: Reply) -> PromiseRecord:
+        if reply.status != _OK:
+            raise ServerError(reply.status, reply.data)
+        return self._decoded(reply.data["promise"])
+
+    def _decoded(self, promise: Promise | PromiseOut) -> PromiseRecord:
         record = PromiseRecord(
             id=promise.id,
             state=promise.state,

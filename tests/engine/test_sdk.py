@@ -285,7 +285,7 @@ async def test_a_closed_file_is_whole_without_its_log(url: str) -> None:
     assert {file.suffix for file in path.parent.iterdir()} <= {".db", ".lock"}
 
 
-async def test_a_read_past_the_protocol_is_what_the_protocol_answers(url: str) -> None:
+async def test_what_goes_past_the_protocol_is_what_the_protocol_answers(url: str) -> None:
     """In every state a promise can be in, and for one that there is not."""
     async with running(url) as (_, r):
         by_protocol = Promises(r)
@@ -307,6 +307,14 @@ async def test_a_read_past_the_protocol_is_what_the_protocol_answers(url: str) -
             assert await promises.read("pending") == found[1:]
             with pytest.raises(ServerError):
                 await promises.read("pending", "nothing")
+            for name in ("pending", "late", "slept", "reject"):
+                assert await promises.create(name, far + 1, Value(), {}) == await by_protocol.get(name)
+            for name in ("late", "slept", "reject"):
+                assert await promises.resolve(name, Value(data=2)) == await by_protocol.get(name)
+            for ending in (promises.resolve, promises.reject, promises.cancel):
+                with pytest.raises(ServerError) as none:
+                    await ending("nothing", Value())
+                assert none.value.code == 404
         assert states == {"pending", "rejected_timedout", "resolved", "rejected", "rejected_canceled"}
         for promises in (r.promises, by_protocol):
             with pytest.raises(ServerError) as missing:
