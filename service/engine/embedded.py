@@ -144,7 +144,7 @@ class EmbeddedEngine:
         return await future
 
     async def do[T](self, work: Callable[[Transaction], T]) -> T:
-        """Do something in a transaction; return what it returned once it is on disk. Raises ConnectorError."""
+        """Do something in a transaction; return its result once it is on disk. Raises ConnectorError."""
         outcome = await self._do(work)
         if isinstance(outcome, StorageFault):
             raise ConnectorError(outcome)
