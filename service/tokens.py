@@ -12,6 +12,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Literal
 
 from itsdangerous import BadData, URLSafeSerializer, URLSafeTimedSerializer
@@ -152,6 +153,7 @@ class Tokens:
         return f"{_PREFIX[kind]}{_base32(raw)}@{self._reply_domain}"
 
 
+@lru_cache(maxsize=1024)  # a ballot's key is spelt a dozen times while its letter goes out
 def spell(ballot_key: bytes) -> str:
     """Return the key as 26 lower-case base32 characters, as ids and tokens carry it."""
     return _base32(ballot_key)
