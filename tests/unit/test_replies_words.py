@@ -98,6 +98,8 @@ def test_every_phrase_is_read_as_it_is_listed(choice: Choice) -> None:
                 assert tag in judgement.languages, (tag, written)
             for thanks in words.courtesies if tag != "zxx" else ():
                 assert judge(f"{phrase}, {thanks}.", language).verdict == choice, (tag, phrase, thanks)
+                named = choice if thanks not in words.pleas else None
+                assert decides(f"{phrase}, {thanks} Zoë Zirkel", language) == named, (tag, phrase, thanks)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -138,7 +140,15 @@ def test_a_condition_a_denial_or_a_refusal_below_takes_an_approval_back() -> Non
         for assent, condition in product(words.assents, words.conditions):
             sentence = next(sentences(f"{assent} {condition} x"))
             assert objects(sentence, Judgement("approve", None, (tag,)), tag), sentence
-    assert objects("all good if max agrees.", good, "en") is Why.CONDITION
+    for line in (
+        "all good if max agrees.",
+        "max must agree first",
+        "max needs to first agree to it",
+        "finanzen muss erst zustimmen",
+        "max doit d'abord valider",
+        "finance moet eerst akkoord zijn",
+    ):
+        assert objects(line, good, "en") is Why.CONDITION, line
 
 
 def test_a_refusal_keeps_its_reasons() -> None:
@@ -193,6 +203,29 @@ def test_two_verdicts_are_none() -> None:
 def test_a_word_counts_where_it_can_mean_one_thing(phrase: str, language: str, verdict: str | None) -> None:
     """Words that two languages share count only in letters of the language that means them."""
     assert judge(phrase, language).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("Approved. Thanks, Ann", "approve"),
+        ("Approved, thanks - Ann Lee", "approve"),
+        ("No, thanks Jean-Luc!", "decline"),
+        ("Hi Bob, approved.", "approve"),
+        ("Dear Dr. Smith, no", "decline"),
+        ("Approved Bob", None),
+        ("Approved, thanks Wait", None),
+        ("Approved, thanks. Half", None),
+        ("APPROVED, THANKS PARTLY", None),
+        ("Ja, bitte R\u00fcckruf", None),
+        ("Hi Bob, approved?", None),
+        ("Hi Bob, thanks", None),
+        ("Hi Bob, approved if cheap", None),
+    ],
+)
+def test_whoever_is_thanked_or_greeted_changes_nothing(line: str, verdict: Choice | None) -> None:
+    """A name after thanks or a greeting is no word of the verdict; anything else there still is."""
+    assert judge(line, "en").verdict == verdict
 
 
 @pytest.mark.parametrize(
