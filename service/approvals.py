@@ -112,7 +112,8 @@ class Approvals:
         """Tell those who wait how it stands, now and from now on."""
         self.hung_up = True
         for wait in self._waits:
-            wait.reschedule(0)
+            if not wait.expired():
+                wait.reschedule(0)
 
     async def _begun(self, root: PromiseRecord, seconds: float) -> None:
         """Return once a worker has begun with it or it has ended, after `seconds`, or as we hang up."""
