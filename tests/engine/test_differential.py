@@ -77,6 +77,11 @@ class Server:
         """Fire what is due at a time."""
         self.ask("debug.tick", {"time": at}, at)
 
+    def close(self) -> None:
+        """Have it empty and its clock run, for the next test."""
+        for kind in ("debug.reset", "debug.stop"):
+            assert self.ask(kind, {}, T0).status == 200
+
     def ask(self, kind: str, data: dict[str, Any], at: int) -> Answer:
         """Send a request at a time."""
         body = envelope(kind, data, **{"resonate:debug_time": at}).encode()
@@ -123,7 +128,9 @@ class Postgres:
 def other(request: pytest.FixtureRequest) -> Iterator[Other]:
     """The other engine, empty."""
     if request.param == SERVER:
-        yield Server(server_url())
+        server = Server(server_url())
+        yield server
+        server.close()
     else:
         postgres = Postgres(postgres_url())
         yield postgres
