@@ -9,6 +9,8 @@ from email.message import EmailMessage
 from email.policy import default as default_policy
 from pathlib import Path
 
+import httpx
+
 from service.demo import environment, free_ports
 from service.smtpd import Listener
 from tests.durable.cluster import MailServer
@@ -69,6 +71,14 @@ async def test_a_stop_answers_those_who_wait(tmp_path: Path) -> None:
     assert b"Traceback" not in out + err
 
 
+async def suspended(port: int, task: str) -> bool | None:
+    """Tell whether the engine on this port has a task put aside; None while it has not."""
+    ask = {"kind": "task.get", "head": {"corrId": "c", "version": "2026-04-01"}, "data": {"id": task}}
+    async with httpx.AsyncClient() as http:
+        answer = (await http.post(f"http://127.0.0.1:{port}/", json=ask)).json()
+    return answer["data"]["task"]["state"] == "suspended" or None
+
+
 async def test_a_stop_answers_a_page_that_waits_for_the_engine(tmp_path: Path) -> None:
     """SIGTERM while the engine is away and somebody opens a link: a page, and no traceback."""
     [port] = free_ports(1)
@@ -89,6 +99,8 @@ async def test_a_stop_answers_a_page_that_waits_for_the_engine(tmp_path: Path) -
     async with person.http:
         await person.ask("p-1")
         link = link_of(await person.letter("p-1"))
+        # A stop finishes what is in hand, however long the engine is away: let it be none of that.
+        await eventually(lambda: suspended(port, "p-1"), "the workflow waits and holds nothing")
         engine.kill()
         await engine.wait()
         opening = asyncio.create_task(person.http.get(link))
