@@ -77,7 +77,7 @@ class EmbeddedEngine:
         self._database = Database(path, clock=clock, retention_ms=retention_ms, debug_verbs=debug_verbs)
         self._writer = Writer(self._database, self._committed)
         self._switchboard = Switchboard()
-        self._watches: dict[str, list[asyncio.Future[None]]] = {}
+        self._watches: dict[str, set[asyncio.Future[None]]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="engine-reader")
         self._reading: sqlite3.Connection | None = None
         self._glancing: sqlite3.Connection | None = None
@@ -172,14 +172,15 @@ class EmbeddedEngine:
         Nothing of it is written, since whoever watches is here. To stop watching, cancel it.
         """
         watch: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watches.setdefault(id_, []).append(watch)
+        self._watches.setdefault(id_, set()).add(watch)
         watch.add_done_callback(partial(self._unwatch, id_))
         return watch
 
     def _unwatch(self, id_: str, watch: asyncio.Future[None]) -> None:
-        others = [other for other in self._watches.pop(id_, ()) if other is not watch]
-        if others:
-            self._watches[id_] = others
+        watches = self._watches.get(id_, set())
+        watches.discard(watch)
+        if not watches:
+            self._watches.pop(id_, None)
 
     def _glance[T](self, read: Callable[[Rows], T]) -> T:
         """Read on the loop: by its key a promise takes microseconds, and two changes of threads more."""

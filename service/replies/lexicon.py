@@ -38,15 +38,15 @@ _SHORT: Final = 2
 class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One language's lists, as its file has them.
 
-    `approve` and `decline` count in every letter, `..._here` only where the letter was in this language,
-    and `doubtful` does not count there: those words are somebody else's yes or no. `courtesies` may
-    follow; after one that is of `pleas` comes no name. `negations`, `conditions` and `retractions` begin
-    what takes a verdict back, `conditions_anywhere` need not even begin it, and a denial does with one of
-    `acts`, "do not book"; `telling` are those of two letters that mean themselves in any mail before two
-    more words. `harmless` and `farewells` have such words and take nothing back: "no problem", "if you
-    have any questions", "bis bald". A word of `instead` tells the verdict that was meant from one that is
-    told of, and one of `assents` is no decision and yes all the same. The rest is for finding what is new
-    in a reply.
+    `approve` and `decline` count in every letter, `..._here` only where the letter was
+    in this language, and `doubtful` does not count there: those words are somebody
+    else's yes or no. `negations`, `conditions` and `retractions` begin what takes a verdict
+    back, `conditions_anywhere` need not even begin it, and a denial does with one of `acts`,
+    "do not book"; `telling` are those of two letters that mean themselves in any mail
+    before two more words. `harmless` and `farewells` have such words and take nothing back:
+    "no problem", "if you have any questions", "bis bald". A word of `instead` tells the
+    verdict that was meant from one that is told of, and one of `assents` is no decision and yes
+    all the same. The rest is for finding what is new in a reply.
     """
 
     name: str
@@ -56,7 +56,6 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     decline_here: list[str] = []
     doubtful: list[str] = []
     courtesies: list[str] = []
-    pleas: list[str] = []
     regrets: list[str] = []
     greetings: list[str] = []
     negations: list[str] = []
@@ -108,8 +107,6 @@ class Lexicon:
                     self._here[tag][phrase] = choice
         self._doubtful = {tag: frozenset(map(fold, words.doubtful)) for tag, words in languages.items()}
         self._courtesies = self._by_word("courtesies")
-        #: Courtesies that ask for what comes after them.
-        self.pleas = tuple(sorted(self._union("pleas")))
         #: What may stand before or after a refusal: "sorry, no".
         self.regrets = self._union("regrets")
         self._negations = self._by_word("negations")

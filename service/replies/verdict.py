@@ -3,13 +3,11 @@
 A line is a decision where it is, from end to end, a phrase of the lists, set apart
 by ``,`` ``.`` or ``!`` from other phrases of the same side and from courtesies::
 
-    line     = (greeting ",")? segment (stop segment)* (","? name)? end?
-                                                  every segment of the same side
+    line     = segment (stop segment)* end?       every segment of the same side
     segment  = phrase courtesy* | courtesy+       courtesies only after a phrase, of its language
              | regret                             only in a line that declines: "sorry, no"
     stop     = "," | " - " | end                  and their Arabic and CJK forms; none before a thumb
     end      = "." | "!"+
-    name     = one or two capitalized words of no list, after a courtesy: "Approved, thanks Bob"
 
 Nothing is searched for: "no rechazo" is "I do not decline" though both its words
 decline. All else is asked back, and the words found only explain why.
@@ -25,8 +23,8 @@ from service.replies.values import Why
 
 #: Characters; a longer line is no phrase, and its beginning tells why.
 MAX_LINE: Final = 200
-#: Words after a greeting: "Dr. Anna Maria" and no sentence; and after thanks.
-MAX_NAMES, MAX_THANKED = 3, 2
+#: Words after a greeting: "Dr. Anna Maria" and no sentence.
+MAX_NAMES: Final = 3
 
 _STOPS: Final = re.compile("!+|[.,\u060c\u3001\u3002]| [-\u2013\u2014] |(?= [\U0001f44d\U0001f44e])")
 #: Emphasis and quotation marks that mail programs and careful people put around a word.
@@ -67,40 +65,6 @@ def _folded(line: str) -> str:
 
 def _said(line: str, language: str) -> Judgement | Why | None:
     """Return a verdict, a certain reason for none, or None where the line is of no known form."""
-    greeting, comma, rest = line[:MAX_LINE].partition(",")
-    if comma and rest.strip() and greets(greeting):
-        line = line[len(greeting) + 1 :]
-    said = _plainly(line, language)
-    tokens = line[: MAX_LINE + 1].rstrip(" .!").split(" ")
-    for names in range(1, MAX_THANKED + 1):
-        if said is not None or len(tokens) <= names or not _is_name(tokens[-names]):
-            break
-        rest = " ".join(tokens[:-names]).rstrip(" ,-\u2013\u2014")
-        shorter = _plainly(rest, language)
-        if isinstance(shorter, Judgement) and _ends_courteously(rest, shorter.languages):
-            return shorter
-    return said
-
-
-def _is_name(token: str) -> bool:
-    """Tell whether a word may be a name: capitalized, and in no list."""
-    parts = token.split("-")
-    return all(part.isalpha() and part.istitle() for part in parts) and not lexicon().weighty & {
-        fold(part) for part in parts
-    }
-
-
-def _ends_courteously(line: str, languages: tuple[str, ...]) -> bool:
-    """Tell whether a line ends with thanks or a closing: after "please" comes no name."""
-    words, folded = lexicon(), _folded(line)
-    tokens = folded.split()
-    return not folded.endswith(words.pleas) and any(
-        words.courtesy(" ".join(tokens[at:]), languages) for at in range(1, len(tokens))
-    )
-
-
-def _plainly(line: str, language: str) -> Judgement | Why | None:
-    """Do what `_said` does, of a line that nobody is named in."""
     words, folded = lexicon(), _folded(line)
     if _QUESTION.search(folded):
         return Why.QUESTION
