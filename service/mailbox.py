@@ -269,6 +269,12 @@ class Mailbox:
             link=caps.link,
             made=ballot.ask.created_at,
             approver=self._addresses(ballot),
+            names=frozenset(
+                name
+                for person in (ballot.approver, ballot.ask.requester)
+                if person is not None
+                for name in (person.name or "", person.email.partition("@")[0])
+            ),
         )
 
     async def _with_engine[T](self, work: Coroutine[Any, Any, T]) -> T:

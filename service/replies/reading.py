@@ -107,7 +107,7 @@ def _judged(new: NewText, sent: Sent) -> Judgement:
     if UNREAD in new.lines:
         return Judgement(None, Why.UNREAD)
     lines = _after_greeting(new.lines)
-    said = judge(lines[0], sent.language)
+    said = judge(lines[0], sent.language, sent.names)
     back = _taken_back(said, lines, sent) if said.verdict else None
     return Judgement(None, back) if back else said
 

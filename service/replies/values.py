@@ -24,7 +24,8 @@ class Sent:
     BCP 47 primary subtag that the letter was written in: a word that means
     something else there does not count. `thread` is what every Message-ID of its thread has,
     `link` the signed link in it, `made` the instant from which on it could be answered;
-    `approver` holds the addresses, canonical, of whom it asks.
+    `approver` holds the addresses, canonical, of whom it asks, `names` what they and whoever
+    had it sent are called.
     """
 
     subject: str
@@ -36,6 +37,7 @@ class Sent:
     link: str = ""
     made: datetime | None = None
     approver: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
 
 
 class Why(StrEnum):

@@ -9,11 +9,16 @@ by ``,`` ``.`` or ``!`` from other phrases of the same side and from courtesies:
     stop     = "," | " - " | end                  and their Arabic and CJK forms; none before a thumb
     end      = "." | "!"+
 
+The name of somebody who is known to ask or to answer may be greeted before it, "Hi Bob,",
+or thanked or signed after a courtesy, "thanks, Ann". Any other word there is one too many:
+in German every noun looks like a name.
+
 Nothing is searched for: "no rechazo" is "I do not decline" though both its words
 decline. All else is asked back, and the words found only explain why.
 """
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,8 +50,12 @@ class Judgement:
     languages: tuple[str, ...] = ()
 
 
-def judge(line: str, language: str) -> Judgement:
-    """Return what `line` decides in answer to a letter in `language`, or why nothing; never raises."""
+def judge(line: str, language: str, names: Collection[str] = ()) -> Judgement:
+    """Return what `line` decides in answer to a letter in `language`, or why nothing; never raises.
+
+    `names` are of people known, as they write them.
+    """
+    line = _unaddressed(line, names)
     said = _said(line, language)
     if isinstance(said, Why):
         return Judgement(None, said)
@@ -57,6 +66,31 @@ def decides(line: str, language: str) -> Choice | None:
     """Return the verdict of `judge` alone, which takes a hundredth of its time on a line without one."""
     said = _said(line, language)
     return said.verdict if isinstance(said, Judgement) else None
+
+
+def _unaddressed(line: str, names: Collection[str]) -> str:
+    """Return `line` without a greeting of somebody known before it and their name after a courtesy."""
+    words = lexicon()
+    known = {word for name in names for word in BETWEEN.split(fold(name)) if len(word) > 1} - words.weighty
+    if not known or len(line) > MAX_LINE or _HESITATION.search(_folded(line)):
+        return line
+    greeting, comma, rest = line.partition(",")
+    tokens = fold(greeting).split()
+    greeted = _last_of(tokens, known)
+    # "Lieber Bob" may be "rather Bob".
+    if comma and greeted and " ".join(tokens[:-greeted]) in words.greetings - words.weighty:
+        line = rest
+    tokens = line.rstrip(" .!").split(" ")
+    named = _last_of(list(map(fold, tokens)), known)
+    before = " ".join(tokens[: len(tokens) - named]).rstrip(" ,-\u2013\u2014")
+    said = fold(before).split()
+    thanks = any(words.courtesy(" ".join(said[at:]), words.languages) for at in range(1, len(said)))
+    return before if named and thanks else line
+
+
+def _last_of(tokens: Sequence[str], known: Collection[str]) -> int:
+    """Return how many of the last `tokens` are `known`, up to `MAX_NAMES`."""
+    return next((n for n in range(MAX_NAMES) if n == len(tokens) or tokens[-1 - n] not in known), MAX_NAMES)
 
 
 def _folded(line: str) -> str:

@@ -14,7 +14,13 @@ FOLDER = Path(make.__file__).parent
 EXPECTED: dict[str, dict[str, str]] = tomllib.loads(
     (FOLDER / "expectations.toml").read_text(encoding="utf-8")
 )
-SENT = Sent(subject=SUBJECT, text=LETTER, reply_address=REPLY_TO, own_addresses=frozenset({FROM}))
+SENT = Sent(
+    subject=SUBJECT,
+    text=LETTER,
+    reply_address=REPLY_TO,
+    own_addresses=frozenset({FROM}),
+    names=frozenset({"Ann Lee", "bob"}),
+)
 
 
 def facts(reading: Reading) -> dict[str, str | None]:

@@ -98,8 +98,10 @@ def test_every_phrase_is_read_as_it_is_listed(choice: Choice) -> None:
                 assert tag in judgement.languages, (tag, written)
             for thanks in words.courtesies if tag != "zxx" else ():
                 assert judge(f"{phrase}, {thanks}.", language).verdict == choice, (tag, phrase, thanks)
-                named = choice if thanks not in words.pleas else None
-                assert decides(f"{phrase}, {thanks} Zoë Zirkel", language) == named, (tag, phrase, thanks)
+                named = judge(
+                    f"Hi Bob, {phrase}. {thanks}, Zo\u00eb Zirkel", language, ["Zo\u00eb Zirkel", "bob.smith"]
+                )
+                assert named.verdict == choice, (tag, phrase, thanks)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -210,22 +212,34 @@ def test_a_word_counts_where_it_can_mean_one_thing(phrase: str, language: str, v
     [
         ("Approved. Thanks, Ann", "approve"),
         ("Approved, thanks - Ann Lee", "approve"),
-        ("No, thanks Jean-Luc!", "decline"),
+        ("no, thanks bob!", "decline"),
         ("Hi Bob, approved.", "approve"),
-        ("Dear Dr. Smith, no", "decline"),
+        ("Dear Bob Smith, no", "decline"),
+        ("Genehmigt. Viele Gr\u00fc\u00dfe, Ann", "approve"),
         ("Approved Bob", None),
-        ("Approved, thanks Wait", None),
+        ("Approved, thanks Max", None),
         ("Approved, thanks. Half", None),
-        ("APPROVED, THANKS PARTLY", None),
-        ("Ja, bitte R\u00fcckruf", None),
+        ("Approved, thanks Bob...", None),
+        ("Approved, thanks Bob?", None),
+        ("Approved, thanks Bob" + " " * 185 + "but only if Max agrees", None),
+        ("Approved, thanks Bob" + "!" * 185 + " wait", None),
+        ("Ja, danke Einzelzimmer", None),
+        ("Lieber Bahn, genehmigt", None),
+        ("Lieber Bob, genehmigt", None),
+        ("Dag later, akkoord", None),
+        ("Hi Bob sorry, approved", None),
         ("Hi Bob, approved?", None),
+        ("Hi Bob..., approved", None),
         ("Hi Bob, thanks", None),
         ("Hi Bob, approved if cheap", None),
+        ("Bob", None),
+        ("Approve Best Western", None),
     ],
 )
-def test_whoever_is_thanked_or_greeted_changes_nothing(line: str, verdict: Choice | None) -> None:
-    """A name after thanks or a greeting is no word of the verdict; anything else there still is."""
-    assert judge(line, "en").verdict == verdict
+def test_somebody_known_who_is_greeted_or_thanked_changes_nothing(line: str, verdict: Choice | None) -> None:
+    """Their name is no word of the verdict; anything else there still is."""
+    assert judge(line, "en", ["Ann Lee", "bob.smith", "ann"]).verdict == verdict
+    assert judge(line, "en").verdict is None
 
 
 @pytest.mark.parametrize(
