@@ -60,7 +60,8 @@ class Promises(resonate.promises.Promises):
 
         Raises ServerError 404 where there is none.
         """
-        handle = await self._client.get(id_)
+        # Its registration goes on where we give up: all who watch share it, and the SDK forgets none cut off.
+        handle = await asyncio.shield(self._client.get(id_))
 
         async def settled() -> None:
             with suppress(Exception):  # how it was settled is for whoever reads it

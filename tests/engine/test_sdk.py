@@ -18,7 +18,7 @@ from service.engine import Engine, Promises, open_engine, sqlite_path
 from service.engine.clock import now_ms
 from service.engine.embedded import OWED_S
 from service.errors import SettingsError
-from tests.engine.live import PATIENCE, running, sdk, soon, sqlite_url, stored, until
+from tests.engine.live import PATIENCE, running, sdk, serving, soon, sqlite_url, stored, until
 
 
 @pytest.fixture
@@ -343,6 +343,22 @@ async def test_whoever_watches_hears_of_every_end(url: str, *, nearby: bool) -> 
         await asyncio.sleep(0)
         assert engine.embedded is not None
         assert engine.embedded._watches == {}
+
+
+async def test_who_gives_up_early_takes_nobody_elses_watch_along(url: str) -> None:
+    """By the protocol all watches of a promise are one registration, which the first to come sends."""
+    async with running(url) as (engine, r):
+        assert engine.embedded is not None
+        async with serving(engine.embedded) as http, running(http) as (_, elsewhere):
+            await r.promises.create("a", now_ms() + 60_000, Value(), {"resonate:external": "true"})
+            first = asyncio.create_task(elsewhere.promises.watch("a"))
+            for _ in range(2):
+                await asyncio.sleep(0)
+            first.cancel()
+            watch = await elsewhere.promises.watch("a")
+            await asyncio.sleep(0.2)  # whoever sends the registration has sent it by now
+            await r.promises.resolve("a", Value())
+            await asyncio.wait_for(watch, PATIENCE)
 
 
 async def test_whoever_watches_hears_before_whoever_decided_goes_on(url: str) -> None:
