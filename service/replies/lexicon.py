@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Collection, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -38,15 +39,15 @@ _SHORT: Final = 2
 class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One language's lists, as its file has them.
 
-    `approve` and `decline` count in every letter, `..._here` only where the letter was
-    in this language, and `doubtful` does not count there: those words are somebody
-    else's yes or no. `negations`, `conditions` and `retractions` begin what takes a verdict
-    back, `conditions_anywhere` need not even begin it, and a denial does with one of `acts`,
-    "do not book"; `telling` are those of two letters that mean themselves in any mail
-    before two more words. `harmless` and `farewells` have such words and take nothing back:
-    "no problem", "if you have any questions", "bis bald". A word of `instead` tells the
-    verdict that was meant from one that is told of, and one of `assents` is no decision and yes
-    all the same. The rest is for finding what is new in a reply.
+    `approve` and `decline` count in every letter, `..._here` only where the letter was in this language,
+    and `doubtful` does not count there: those words are somebody else's yes or no. `negations`,
+    `conditions` and `retractions` begin what takes a verdict back, `conditions_anywhere` need not even
+    begin it, one of `musts` beside one of `firsts` is one, and a denial does with one of `acts`, "do not
+    book"; `telling` are those of two letters that mean themselves in any mail before two more words.
+    `harmless` and `farewells` have such words and take nothing back: "no problem", "if you have any
+    questions", "bis bald". A word of `instead` tells the verdict that was meant from one that is told of,
+    and one of `assents` is no decision and yes all the same. The rest is for finding what is new in a
+    reply.
     """
 
     name: str
@@ -64,6 +65,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     conditions: list[str] = []
     conditions_anywhere: list[str] = []
     conditions_last: list[str] = []
+    musts: list[str] = []
+    firsts: list[str] = []
     telling: list[str] = []
     harmless: list[str] = []
     farewells: list[str] = []
@@ -115,6 +118,7 @@ class Lexicon:
         self._anywhere = self._by_word("conditions_anywhere")
         #: A few words that end with one are a limit: "two nights only".
         self.conditions_last = self._union("conditions_last")
+        self._musts, self._firsts = self._by_word("musts"), self._by_word("firsts")
         self._telling = self._union("telling")
         self.acts = self._union("acts")
         self.assents = self._union("assents")
@@ -223,6 +227,16 @@ class Lexicon:
             or (approving and self._begins(rest, self._conditions, languages))
             for rest in starts
         )
+
+    def demands(self, clause: Sequence[str]) -> bool:
+        """Tell whether the words of a clause want something done before: "Max must agree first"."""
+        first, must = self._tags_of(clause, self._firsts), self._tags_of(clause, self._musts)
+        return not first.isdisjoint(must)
+
+    def _tags_of(self, clause: Sequence[str], phrases: dict[str, set[str]]) -> set[str]:
+        """Return the languages that any of `phrases`, of one or two words, in a clause is of."""
+        pairs = map(" ".join, pairwise(clause))
+        return {tag for words in (*clause, *pairs) for tag in phrases.get(words, ())}
 
     def _begins(
         self, sentence: Sequence[str], openers: dict[str, set[str]], languages: Collection[str]

@@ -122,6 +122,7 @@ def objects(sentence: str, said: Judgement, language: str) -> Why | None:
             # "All good if Max agrees": no decision by itself, and yes all the same.
             or words.limits(clause, languages, approving=says or not words.assents.isdisjoint(clause))
             or (1 < len(clause) <= FEW + 1 and clause[-1] in words.conditions_last)
+            or words.demands(clause)
             for clause, says in zip(clauses, approving, strict=True)
         ):
             return Why.CONDITION

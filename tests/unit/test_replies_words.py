@@ -145,12 +145,15 @@ def test_a_condition_a_denial_or_a_refusal_below_takes_an_approval_back() -> Non
     for line in (
         "all good if max agrees.",
         "max must agree first",
-        "max needs to first agree to it",
-        "finanzen muss erst zustimmen",
-        "max doit d'abord valider",
-        "finance moet eerst akkoord zijn",
+        "first of all finance has to look at it",
+        "finanzen müssen das erst noch prüfen",
+        "max doit valider cela avant",
+        "finance moet dit eerst goedkeuren",
+        "max deve approvare prima.",
     ):
-        assert objects(line, good, "en") is Why.CONDITION, line
+        assert objects(next(sentences(line)), good, "en") is Why.CONDITION, line
+    for line in ("Prima, das muss sein!", "First class, please.", "Max looked at it first of all."):
+        assert not any(objects(sentence, good, "en") for sentence in sentences(line)), line
 
 
 def test_a_refusal_keeps_its_reasons() -> None:
