@@ -60,7 +60,7 @@ class Promises(resonate.promises.Promises):
 
         Raises ServerError 404 where there is none.
         """
-        # Its registration goes on where we give up: all who watch share it, and the SDK forgets none cut off.
+        # Where we give up it goes on: all who watch share one registration, and one cut off leaves them deaf.
         handle = await asyncio.shield(self._client.get(id_))
 
         async def settled() -> None:
